@@ -1,0 +1,1 @@
+"""Kernels of mstar_engine: sampling, attention over a prefix tree, paged K/V. Imports torch and triton only."""
