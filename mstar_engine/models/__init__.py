@@ -1,0 +1,1 @@
+"""Loading and saving Hugging Face checkpoints, prompts, the attention hook, the tiny default model."""

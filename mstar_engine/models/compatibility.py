@@ -1,0 +1,123 @@
+"""Which models the rollout engine can run, decided from their config and one probing forward, never from a list of names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from mstar_engine.models.attention import LayerCall, attention_step, hooked
+
+KEY_VALUE_LAYERS = ("full_attention", "sliding_attention", "attention")
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """What the language model keeps per token: the same for all layers, as far as the engine supports."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of K and V over all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+
+class _Probe:
+    """Records the shape of K and V that each layer produces."""
+
+    needs_mask = True
+
+    def __init__(self) -> None:
+        self.shapes: dict[int, tuple[int, int, int]] = {}
+
+    def attend(self, call: LayerCall) -> torch.Tensor:
+        """Note the shapes and go on as usual."""
+        self.shapes[call.layer] = (call.key.shape[1], call.key.shape[3], call.value.shape[3])
+        return call.usual()
+
+
+def refuse_unsupported(config: PretrainedConfig) -> None:
+    """Raise ValueError for a family whose per-token state is not K and V alone, naming what stands in the way."""
+    text = config.get_text_config(decoder=True)
+    family = config.model_type
+    reasons = []
+    if getattr(config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False):
+        reasons.append("it is an encoder-decoder")
+    if getattr(text, "cross_attention_layers", None):
+        reasons.append("its images enter by cross-attention layers")
+    other = sorted({kind for kind in (getattr(text, "layer_types", None) or ()) if kind not in KEY_VALUE_LAYERS})
+    if other:
+        reasons.append(f"it has layers of type {', '.join(other)}")
+    if getattr(text, "num_kv_shared_layers", 0):
+        reasons.append("its layers share keys and values")
+    if getattr(text, "kv_lora_rank", None):
+        reasons.append("it keeps compressed latents (kv_lora_rank)")
+    if reasons:
+        raise ValueError(
+            f"model family {family!r} cannot be run by the rollout engine: {'; '.join(reasons)}. "
+            "Supported: decoder-only image-text-to-text models whose layers keep keys and values "
+            "(LLaVA, Qwen-VL, InternVL, Gemma 3, ...); for this one use `model.generate`."
+        )
+
+
+@torch.no_grad()
+def probe(model: PreTrainedModel) -> KVShape:
+    """Run two text tokens through the model and read off what each layer keeps. Raises ValueError when unsupported."""
+    refuse_unsupported(model.config)
+    text = model.config.get_text_config(decoder=True)
+    recorder = _Probe()
+    tokens = torch.full((1, 2), ordinary_token_id(model.config), dtype=torch.long, device=model.device)
+    with hooked(model), attention_step(recorder):
+        model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+    forget_rope_deltas(model)
+    layers = int(text.num_hidden_layers)
+    missing = sorted(set(range(layers)) - set(recorder.shapes))
+    if missing or len(recorder.shapes) > layers:
+        raise ValueError(
+            f"model family {model.config.model_type!r} cannot be run by the rollout engine: layers {missing or 'unknown'} "
+            "do not go through transformers' attention interface; use `model.generate`."
+        )
+    kept = set(recorder.shapes.values())
+    if len(kept) > 1 or any(key_dim != value_dim for _, key_dim, value_dim in kept):
+        raise ValueError(
+            f"model family {model.config.model_type!r} cannot be run by the rollout engine: its layers keep keys and "
+            f"values of several shapes {sorted(kept)}; use `model.generate`."
+        )
+    ((kv_heads, head_dim, _),) = kept
+    parameter = next(model.get_output_embeddings().parameters())
+    return KVShape(layers=layers, kv_heads=kv_heads, head_dim=head_dim, dtype=parameter.dtype, device=parameter.device)
+
+
+def special_image_ids(config: PretrainedConfig, processor: object | None = None) -> list[int]:
+    """Ids that stand for visual input. The policy must never write one: a later forward would look for its image."""
+    named = ("image", "video", "vision", "audio", "boi", "eoi", "img", "patch")
+    found: set[int] = set()
+    for holder in (config, processor):
+        for key, value in vars(holder).items() if holder is not None else ():
+            if key.endswith(("token_id", "token_index")) and any(word in key for word in named) and isinstance(value, int):
+                found.add(value)
+    vocabulary = config.get_text_config(decoder=True).vocab_size
+    return sorted(token for token in found if 0 <= token < vocabulary)
+
+
+def ordinary_token_id(config: PretrainedConfig) -> int:
+    """The lowest id that stands for no image: safe to feed in a probe."""
+    banned = set(special_image_ids(config))
+    return next(token for token in range(config.get_text_config(decoder=True).vocab_size) if token not in banned)
+
+
+def forget_rope_deltas(model: PreTrainedModel) -> None:
+    """Clear the multi-axis rotary offset that some families cache on a module from one forward to the next."""
+    for module in rope_delta_modules(model):
+        module.rope_deltas = None
+
+
+def rope_delta_modules(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The modules that cache `rope_deltas` (Qwen-VL and relatives)."""
+    return [module for module in model.modules() if hasattr(module, "rope_deltas")]

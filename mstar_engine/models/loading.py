@@ -1,0 +1,39 @@
+"""Loading and saving checkpoints as ordinary Hugging Face directories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(
+    path: str | Path, *, dtype: str = "float32", attn_implementation: str = "sdpa", device: str | torch.device = "cpu"
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The model and processor of a checkpoint directory (or hub name). Weights are read from safetensors only.
+
+    Raises ValueError naming the path when the directory is no such checkpoint, or the dtype when it is unknown.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"model.dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
+    local = Path(path)
+    if local.exists() and not (local / "config.json").is_file():
+        raise ValueError(f"model.model_name_or_path={path}: no config.json there; give a Hugging Face checkpoint directory")
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=DTYPES[dtype], attn_implementation=attn_implementation, use_safetensors=True
+        )
+        processor = AutoProcessor.from_pretrained(path)
+    except OSError as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ValueError(f"model.model_name_or_path={path}: cannot be loaded ({first_line})") from error
+    return model.to(device), processor
+
+
+def save_model(model: PreTrainedModel, processor: ProcessorMixin, path: str | Path) -> None:
+    """Write weights (safetensors), config, tokenizer, processor and chat template to `path`."""
+    model.save_pretrained(path)
+    processor.save_pretrained(path)

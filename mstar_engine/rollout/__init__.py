@@ -1,0 +1,1 @@
+"""The rollout engine: continuous batching over a prefix tree, on the model object that is being trained."""

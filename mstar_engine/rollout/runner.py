@@ -1,0 +1,166 @@
+"""Runs the scheduler's plans on the model object that is being trained: no second copy, no cache of transformers' own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mstar_kernels.paged_kv import copy_blocks
+from mstar_kernels.tree_attention import Tree
+from transformers import PreTrainedModel
+
+from mstar_engine.models.attention import attention_step
+from mstar_engine.models.compatibility import forget_rope_deltas, rope_delta_modules
+from mstar_engine.models.prompts import EncodedPrompt
+from mstar_engine.rollout.kv_cache import KVCache
+from mstar_engine.rollout.steps import DecodeStep, ExtendStep, PrefillStep
+
+MAX_PREFILL_BATCH = 16
+"""Prompts of one shape that go through one forward; more only raises peak memory."""
+
+
+class ModelRunner:
+    """Executes prefill, extend and decode plans; keeps one rotary offset per group (multi-axis rotary families)."""
+
+    def __init__(self, model: PreTrainedModel, cache: KVCache, plan: Any, backend: str = "auto") -> None:
+        self.model = model
+        self.cache = cache
+        self.plan = plan
+        self.backend = backend
+        self.device = cache.shape.device
+        accepted = inspect.signature(model.forward).parameters
+        self.last_row_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self.rope_modules = rope_delta_modules(model)
+        self.rope_deltas = np.zeros(1024, dtype=np.int64)  # by group handle
+        self.arrays = {
+            name: torch.from_numpy(getattr(plan, name))
+            for name in ("token_ids", "positions", "slots", "copy_src", "copy_dst", "block_table")
+            + ("node_row_begin", "node_row_end", "node_table", "node_length", "node_start")
+        }
+
+    def prefill(self, prompts: Sequence[EncodedPrompt]) -> torch.Tensor:
+        """Run the plan's prompts (in plan order) and return the last row of logits of each, [G, V]."""
+        plan = self.plan
+        begins = plan.token_begin[: plan.num_groups + 1]
+        groups = plan.group_ids[: plan.num_groups]
+        if int(groups.max()) >= len(self.rope_deltas):
+            self.rope_deltas = np.resize(self.rope_deltas, 2 * int(groups.max()) + 2)
+        rows: list[torch.Tensor | None] = [None] * len(prompts)
+        for batch in _same_shape(prompts):
+            slots = torch.cat([self.arrays["slots"][begins[i] : begins[i + 1]] for i in batch]).to(self.device)
+            first = prompts[batch[0]]
+            inputs = {name: torch.cat([prompts[i].inputs[name] for i in batch]).to(self.device) for name in first.inputs}
+            for name in first.token_inputs:
+                inputs[name] = torch.stack([prompts[i].token_inputs[name] for i in batch]).to(self.device)
+            tokens = torch.stack([prompts[i].input_ids for i in batch]).to(self.device)
+            forget_rope_deltas(self.model)
+            with attention_step(PrefillStep(self.cache, slots)):
+                output = self.model(
+                    input_ids=tokens,
+                    attention_mask=torch.ones_like(tokens),
+                    use_cache=False,
+                    **inputs,
+                    **self.last_row_only,
+                )
+            for place, index in enumerate(batch):
+                rows[index] = output.logits[place, -1]
+                self.rope_deltas[groups[index]] = self._rope_delta(place)
+        return torch.stack(rows)  # type: ignore[arg-type]
+
+    def decode(self) -> torch.Tensor:
+        """Feed every running row its last token; returns the logits of the rows, [R, V]."""
+        plan = self.plan
+        count = plan.num_rows
+        self._copy_blocks()
+        positions = self.arrays["positions"][:count]
+        rotary = positions.long()
+        if self.rope_modules:
+            rotary = rotary + torch.from_numpy(self.rope_deltas[plan.row_groups[:count]])
+        step = DecodeStep(
+            self.cache,
+            self._tree(),
+            self.arrays["slots"][:count].to(self.device),
+            positions.to(self.device),
+            self.backend,
+        )
+        with attention_step(step):
+            output = self.model(
+                input_ids=self.arrays["token_ids"][:count].long()[:, None].to(self.device),
+                position_ids=rotary[:, None].to(self.device),
+                use_cache=False,
+                **self.last_row_only,
+            )
+        return output.logits[:, -1]
+
+    def extend(self) -> None:
+        """Recompute the K and V of tokens that resumed rows had drawn before they were preempted."""
+        plan = self.plan
+        self._copy_blocks()
+        count = plan.num_tokens
+        if count == 0:
+            return
+        begins = plan.token_begin[: plan.num_groups + 1]
+        rotary = plan.positions[:count].astype(np.int64)
+        segments = []
+        for row in range(plan.num_groups):
+            begin, end = int(begins[row]), int(begins[row + 1])
+            rotary[begin:end] += self.rope_deltas[plan.row_groups[row]]
+            if end > begin:
+                context = self._context_slots(row, int(plan.positions[end - 1]) + 1)
+                segments.append((begin, end, context.to(self.device)))
+        slots = self.arrays["slots"][:count].to(self.device)
+        with attention_step(ExtendStep(self.cache, slots, segments)):
+            self.model(
+                input_ids=self.arrays["token_ids"][:count].long()[None].to(self.device),
+                position_ids=torch.from_numpy(rotary)[None].to(self.device),
+                use_cache=False,
+                **self.last_row_only,
+            )
+
+    def _tree(self) -> Tree:
+        nodes = self.plan.num_nodes
+        names = ("node_row_begin", "node_row_end", "node_table", "node_length", "node_start")
+        arrays = {name: self.arrays[name][:nodes].to(self.device) for name in names}
+        return Tree(block_table=self.arrays["block_table"].to(self.device), **arrays)
+
+    def _copy_blocks(self) -> None:
+        count = self.plan.num_copies
+        if count:
+            src, dst = (self.arrays[name][:count].to(self.device) for name in ("copy_src", "copy_dst"))
+            for keys, values in zip(self.cache.keys, self.cache.values):
+                copy_blocks(keys, values, src, dst)
+
+    def _context_slots(self, row: int, length: int) -> torch.Tensor:
+        """Slots of the first `length` tokens of an extended row, int64 [length], read off its nodes."""
+        plan, size = self.plan, self.cache.block_size
+        nodes = range(plan.num_nodes)
+        below = [m for m in nodes if plan.node_row_begin[m] <= row < plan.node_row_end[m]]
+        slots = np.empty(length, dtype=np.int64)
+        for m in sorted(below, key=lambda m: plan.node_start[m]):
+            start = int(plan.node_start[m])
+            index = np.arange(min(int(plan.node_length[m]), length - start))
+            blocks = plan.block_table[plan.node_table[m]]
+            slots[start : start + len(index)] = blocks[index // size].astype(np.int64) * size + index % size
+        return torch.from_numpy(slots)
+
+    def _rope_delta(self, place: int) -> int:
+        for module in self.rope_modules:
+            if module.rope_deltas is not None:
+                return int(module.rope_deltas.reshape(-1)[place])
+        return 0
+
+
+def _same_shape(prompts: Sequence[EncodedPrompt]) -> list[list[int]]:
+    """Split into batches whose prompts have one length and inputs of one shape: no padding, so no masking differences."""
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        shapes = sorted((name, str(value.shape), str(value.dtype)) for name, value in prompt.inputs.items())
+        alike.setdefault((len(prompt.input_ids), *shapes, *sorted(prompt.token_inputs)), []).append(index)
+    return [
+        indices[begin : begin + MAX_PREFILL_BATCH]
+        for indices in alike.values()
+        for begin in range(0, len(indices), MAX_PREFILL_BATCH)
+    ]

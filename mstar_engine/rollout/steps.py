@@ -1,0 +1,111 @@
+"""The three kinds of engine step, as the attention that each runs in place of the model's.
+
+Prefill stores the K and V of whole prompts and lets the model attend as usual. Extend recomputes the K and V of tokens
+that a preempted row had already drawn. Decode feeds one token a row and runs the tree attention op.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from mstar_kernels.paged_kv import store_kv
+from mstar_kernels.tree_attention import Tree, tree_attention
+
+from mstar_engine.models.attention import LayerCall, plain_attention
+from mstar_engine.rollout.kv_cache import KVCache
+
+
+class PrefillStep:
+    """Keeps the K and V of every prompt token; `slots` int32 [batch * length] in row-major order."""
+
+    needs_mask = True
+
+    def __init__(self, cache: KVCache, slots: torch.Tensor) -> None:
+        self.cache = cache
+        self.slots = slots
+
+    def attend(self, call: LayerCall) -> torch.Tensor:
+        """Store, then the model's usual attention."""
+        _store(self.cache, call, self.slots)
+        return call.usual()
+
+
+class DecodeStep:
+    """One token a row: store its K and V, then attend over the tree. `positions` int32 [R] are sequence indices."""
+
+    needs_mask = False
+
+    def __init__(self, cache: KVCache, tree: Tree, slots: torch.Tensor, positions: torch.Tensor, backend: str) -> None:
+        self.cache = cache
+        self.tree = tree
+        self.slots = slots
+        self.positions = positions
+        self.backend = backend
+
+    def attend(self, call: LayerCall) -> torch.Tensor:
+        """[R, H, 1, D] queries in, [R, 1, H, D] out."""
+        _store(self.cache, call, self.slots)
+        output = tree_attention(
+            call.query.squeeze(2).contiguous(),
+            self.cache.keys[call.layer],
+            self.cache.values[call.layer],
+            self.tree,
+            self.positions,
+            scale=call.scale,
+            sliding_window=call.sliding_window,
+            softcap=call.softcap,
+            backend=self.backend,
+            checked=True,
+        )
+        return output.unsqueeze(1)
+
+
+class ExtendStep:
+    """Runs of tokens appended to rows: `segments` lists (token begin, token end, slots of the row's whole context).
+
+    The context slots int64 [context] end with the run itself, so token i of a run of m sees context - m + i + 1 keys.
+    """
+
+    needs_mask = False
+
+    def __init__(self, cache: KVCache, slots: torch.Tensor, segments: list[tuple[int, int, torch.Tensor]]) -> None:
+        self.cache = cache
+        self.slots = slots
+        self.segments = segments
+
+    def attend(self, call: LayerCall) -> torch.Tensor:
+        """[1, H, T, D] queries in, [1, T, H, D] out."""
+        _store(self.cache, call, self.slots)
+        output = torch.empty_like(call.query.transpose(1, 2))
+        size = self.cache.block_size
+        for begin, end, context in self.segments:
+            block, offset = context // size, context % size
+            key = self.cache.keys[call.layer][block, :, offset].transpose(0, 1).unsqueeze(0)
+            value = self.cache.values[call.layer][block, :, offset].transpose(0, 1).unsqueeze(0)
+            mask = _causal_tail(end - begin, len(context), call.sliding_window, key.device)
+            query = call.query[:, :, begin:end]
+            if call.softcap is not None:
+                output[:, begin:end] = plain_attention(query, key, value, mask, call.scale, call.softcap)
+            else:
+                grouped = query.shape[1] != key.shape[1]
+                attended = F.scaled_dot_product_attention(
+                    query, key, value, attn_mask=mask, scale=call.scale, enable_gqa=grouped
+                )
+                output[:, begin:end] = attended.transpose(1, 2)
+        return output
+
+
+def _store(cache: KVCache, call: LayerCall, slots: torch.Tensor) -> None:
+    key = call.key.transpose(1, 2).flatten(0, 1)
+    value = call.value.transpose(1, 2).flatten(0, 1)
+    store_kv(
+        key.contiguous(), value.contiguous(), cache.keys[call.layer], cache.values[call.layer], slots, checked=True
+    )
+
+
+def _causal_tail(length: int, context: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Boolean mask [length, context] of the last `length` positions of a causal mask, within the window."""
+    query = torch.arange(context - length, context, device=device)[:, None]
+    key = torch.arange(context, device=device)[None, :]
+    mask = key <= query
+    return mask if window is None else mask & (key > query - window)

@@ -1,0 +1,76 @@
+"""Checkpoints of a run: policy weights as a Hugging Face directory, optimizer state as safetensors, counters as JSON.
+
+A checkpoint gets its final name only when every file of it is on disk; a half-written one keeps a temporary name and is
+removed by the next save. Nothing in it is read with pickle (torch's DCP is avoided for that reason: its metadata file is
+one). Optimizer tensors are keyed by parameter name, so they do not depend on how many processes wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, ProcessorMixin
+
+from mstar_engine.models.loading import save_model
+
+OPTIMIZER, STATE = "optimizer.safetensors", "trainer_state.json"
+
+
+def save_checkpoint(
+    path: Path,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    *,
+    tensors: dict[str, torch.Tensor] | None = None,
+    state: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint directory atomically. `tensors` is the optimizer's state by name, `state` JSON-ready counters."""
+    part = path.with_name(path.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        save_model(model, processor, part)
+        if tensors is not None:
+            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part / OPTIMIZER)
+        (part / STATE).write_text(json.dumps(state or {}, indent=1))
+        for file in part.iterdir():
+            _sync(file)
+        old = path.with_name(path.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(part, path)
+        _sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise OSError(error.errno, f"checkpoint not written ({error.strerror}); earlier ones are intact", str(path)) from error
+
+
+def load_trainer_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The optimizer tensors (empty when none were saved) and counters of a checkpoint directory."""
+    if not (path / STATE).is_file():
+        raise ValueError(f"checkpoint {path}: {STATE} is missing; this is no checkpoint of a run")
+    optimizer = path / OPTIMIZER
+    return (load_file(optimizer) if optimizer.is_file() else {}), json.loads((path / STATE).read_text())
+
+
+def recover(path: Path) -> None:
+    """Finish a save that a crash cut between its two renames: put the previous checkpoint back if none has the name."""
+    old = path.with_name(path.name + ".old")
+    if old.exists() and not path.exists():
+        os.replace(old, path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
