@@ -1,8 +1,10 @@
 #include "cpu/sampling_filter.h"
 
 #include <algorithm>
+#include <bit>
 #include <cfloat>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 namespace mstar {
