@@ -1,0 +1,123 @@
+"""Every op in plain PyTorch: slow, obvious, and the specification the C++ and Triton forms are tested against."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# ---------------------------------------------------------------------------------------------------------------------
+# sample_tokens. The noise of a token is a hash of (seed, problem, sample, position, token) and nothing else, so a draw
+# does not depend on the batch, the row, the tile or the device, and every temperature sees the same noise.
+
+_MASK_32 = 0xFFFFFFFF
+_MASK_64 = 0xFFFFFFFFFFFFFFFF
+
+
+def splitmix64(z: int) -> int:
+    """The splitmix64 generator's output for state `z` (Steele, Lea and Flood 2014)."""
+    z = (z + 0x9E3779B97F4A7C15) & _MASK_64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK_64
+    return z ^ (z >> 31)
+
+
+def row_key(seed: int, problem: int, sample: int, position: int) -> int:
+    """64-bit key of one draw. Negative arguments count as their 64-bit two's complement."""
+    key = 0
+    for part in (seed, problem, sample, position):
+        key = splitmix64(key ^ (part & _MASK_64))
+    return key
+
+
+def token_hash(tokens: Tensor, k0: int, k1: int) -> Tensor:
+    """32-bit hash of each token id (int64 in and out) under two 32-bit keys."""
+    x = (tokens * 0x9E3779B1 + k0) & _MASK_32
+    x = x ^ (x >> 16)
+    x = (x * 0x85EBCA6B) & _MASK_32
+    x = x ^ k1
+    x = x ^ (x >> 13)
+    x = (x * 0xC2B2AE35) & _MASK_32
+    return x ^ (x >> 16)
+
+
+def gumbel_noise(key: int, vocabulary: int, device: torch.device | str = "cpu") -> Tensor:
+    """Gumbel noise of every token id under a row key, float64 [vocabulary]: -log(E), E exponential by inversion."""
+    tokens = torch.arange(vocabulary, dtype=torch.int64, device=device)
+    k0, k1 = key & _MASK_32, key >> 32
+    h = token_hash(tokens, k0, k1).double()
+    r = token_hash(tokens, k0 ^ 0x68E31DA4, k1 ^ 0xB5297A4D).double()
+    v = (h + (r + 0.5) * 2.0**-32) * 2.0**-32
+    return -torch.log(-torch.log1p(-v))
+
+
+def kept_tokens(logits_V: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
+    """Which ids top-k, then top-p, then min-p keep: bool [V]. Logits float64, temperature above 0.
+
+    Ids are ordered by logit, descending, ties by lowest id. Top-k keeps the first k (0: off); top-p the shortest prefix
+    that reaches its share of what top-k kept, at least one id (1: off); min-p what is at least min_p as likely as the
+    likeliest id (0: off).
+    """
+    order = torch.sort(logits_V, descending=True, stable=True).indices
+    scaled = ((logits_V - logits_V.max()) / temperature)[order]
+    weight = scaled.exp()
+    keep = torch.ones_like(order, dtype=torch.bool)
+    if top_k > 0:
+        keep[top_k:] = False
+    if top_p < 1.0:
+        weight = weight * keep
+        through = weight.cumsum(0)
+        keep[1:] &= through[:-1] < top_p * weight.sum()
+    if min_p > 0.0:
+        keep &= scaled >= math.log(min_p)
+    kept = torch.zeros_like(keep)
+    kept[order] = keep
+    return kept
+
+
+def sample_tokens(
+    logits: Tensor,
+    logit_rows: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seed: Tensor,
+    problem: Tensor,
+    sample: Tensor,
+    position: Tensor,
+    banned_ids: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Tokens int32 [R] and records float32 [R, 4]; arguments, records and errors as `mstar_kernels.sampling` says."""
+    rows = logit_rows.numel()
+    tokens = torch.empty(rows, dtype=torch.int32, device=logits.device)
+    records = torch.empty(rows, 4, dtype=torch.float32, device=logits.device)
+    for r in range(rows):
+        b = int(logit_rows[r])
+        x = logits[b].double()
+        x[banned_ids.long()] = -math.inf
+        if bool((x.isnan() | (x == math.inf)).any()):
+            raise ValueError(
+                f"sample_tokens: row {r} (logits row {b}) holds NaN or +inf; allowed: finite values and -inf"
+            )
+        if bool((x == -math.inf).all()):
+            raise ValueError(
+                f"sample_tokens: row {r} (logits row {b}) has no finite logit outside banned_ids; allowed: at least one"
+            )
+        raw = torch.log_softmax(x, 0)
+        entropy = -(raw.exp() * raw.masked_fill(raw == -math.inf, 0.0)).sum()
+        t = float(temperature[r])
+        if t == 0.0:
+            token, scaled, filtered = int((x == x.max()).nonzero()[0]), 0.0, 0.0
+        else:
+            s = (x - x.max()) / t
+            kept = kept_tokens(x, t, int(top_k[r]), float(top_p[r]), float(min_p[r]))
+            key = row_key(int(seed[r]), int(problem[r]), int(sample[r]), int(position[r]))
+            score = torch.where(kept, s + gumbel_noise(key, x.numel(), x.device), -math.inf)
+            token = int((score == score.max()).nonzero()[0])
+            scaled = float(s[token] - s.logsumexp(0))
+            filtered = float(s[token] - s[kept].logsumexp(0))
+        tokens[r] = token
+        records[r] = torch.tensor([float(raw[token]), scaled, filtered, float(entropy)])
+    return tokens, records
