@@ -1,0 +1,189 @@
+"""What a run can be told: one typed dataclass a section, with every default.
+
+The defaults are the default run: the digits task with the tiny model on a laptop's processor. Names are those of
+Hugging Face's TrainingArguments and GenerationConfig where they exist. A value that no run can honour is refused when
+the configuration is built; `config_parse.py` turns that into one line. Recipes hold only what differs from here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
+from pydantic.dataclasses import dataclass
+
+Stage = Literal["pretrain", "warmup", "evolve", "evaluate", "report"]
+STAGES: tuple[str, ...] = get_args(Stage)
+
+Count = Annotated[int, Field(ge=1)]
+CountOrOff = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Rate = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+section = dataclass(
+    frozen=True,
+    kw_only=True,
+    config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_default=True),
+)
+
+
+@section
+class ModelConfig:
+    """The policy: a Hugging Face name or folder, or "tiny" for the small model that a run pretrains itself."""
+
+    model_name_or_path: Text = "tiny"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+
+
+@section
+class DataConfig:
+    """The task and how many problems of each kind it gives; `captions` teach the tiny model to see."""
+
+    dataset_name: Text = "digits"
+    train_problems: Count = 1024
+    validation_problems: Count = 256
+    test_problems: Count = 512
+    ood_problems: Count = 256
+    demonstrations: Count = 1024
+    captions: Count = 4096
+
+
+@section
+class PretrainConfig:
+    """Fitting of the tiny model before the run proper: its image tower alone, then tower and language together."""
+
+    tower_steps: CountOrOff = 400
+    tower_batch_size: Count = 64
+    tower_learning_rate: Rate = 1e-3
+    alignment_steps: CountOrOff = 600
+    alignment_batch_size: Count = 32
+    alignment_learning_rate: Rate = 1e-3
+
+
+@section
+class WarmupConfig:
+    """Supervised training on demonstrations: gives the policy its output format. `max_steps` -1: the epochs decide."""
+
+    max_steps: Annotated[int, Field(ge=-1)] = -1
+    num_train_epochs: Rate = 1.0
+    per_device_train_batch_size: Count = 32
+    learning_rate: Rate = 5e-4
+    warmup_steps: CountOrOff = 10
+    weight_decay: NonNegative = 0.0
+
+
+@section
+class RolloutConfig:
+    """How the policy samples, and the room it has for keys and values (`kv_cache_memory` in bytes)."""
+
+    n: Count = 16
+    temperature: NonNegative = 1.0
+    top_k: CountOrOff = 0
+    top_p: PositiveShare = 1.0
+    min_p: Share = 0.0
+    max_completion_length: Count = 96
+    max_rows: Count = 128
+    block_size: Count = 16
+    kv_cache_memory: Literal["auto"] | Count = "auto"
+
+
+@section
+class SelectConfig:
+    """H: which of the correct responses are learned from."""
+
+    kind: Literal["all", "random", "top_k"] = "all"
+    k: Count = 2
+
+
+@section
+class TrainConfig:
+    """The optimizer of the evolution, one a run. `max_steps` -1: each iteration is one epoch over what it kept."""
+
+    learning_rate: Rate = 1e-4
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    warmup_steps: CountOrOff = 0
+    max_steps: Annotated[int, Field(ge=-1)] = -1
+    per_device_train_batch_size: Count = 32
+    gradient_accumulation_steps: Count = 1
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: NonNegative = 1.0
+    adam_beta1: Momentum = 0.9
+    adam_beta2: Momentum = 0.999
+
+    @field_validator("max_steps")
+    @classmethod
+    def _schedule_has_an_end(cls, value: int, info: ValidationInfo) -> int:
+        """A schedule that decays needs to know where it ends."""
+        kind = info.data.get("lr_scheduler_type")
+        if kind in ("linear", "cosine") and value < 1:
+            raise ValueError(f"1 or more with lr_scheduler_type={kind}")
+        return value
+
+
+@section
+class EvolveConfig:
+    """The loop. `interval`: the labelled problems of one iteration, as a share (0.25, 1.0) or a number (200)."""
+
+    method: Literal["continuous", "iterative_rft", "rest_em"] = "continuous"
+    iterations: Count = 8
+    interval: PositiveShare | Annotated[int, Field(ge=2)] = 0.25
+
+    @field_validator("interval", mode="before")
+    @classmethod
+    def _one_is_ambiguous(cls, value: object) -> object:
+        """A bare 1 could be one problem or all of them."""
+        if type(value) is int and value == 1:
+            raise ValueError("1.0 for all problems, a share below it, or 2 problems or more")
+        return value
+
+
+@section
+class EvaluateConfig:
+    """What is measured after every iteration: greedy accuracy, and Pass@K from `pass_at_k_n` samples a problem."""
+
+    pass_at_k_n: Count = 8
+    pass_at_k: Count = 8
+    temperature: Rate = 1.0
+
+    @field_validator("pass_at_k")
+    @classmethod
+    def _enough_samples(cls, value: int, info: ValidationInfo) -> int:
+        """Pass@K needs at least K samples."""
+        samples = info.data.get("pass_at_k_n", value)
+        if value > samples:
+            raise ValueError(f"at most evaluate.pass_at_k_n={samples}")
+        return value
+
+
+@section
+class RunConfig:
+    """A whole run. `threads` 0 uses every core; `stages` are done in the order of `STAGES`."""
+
+    output_dir: Text = "runs/digits"
+    seed: Seed = 0
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+    stages: list[Stage] = Field(default_factory=lambda: list(STAGES))
+    threads: CountOrOff = 0
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    pretrain: PretrainConfig = Field(default_factory=PretrainConfig)
+    warmup: WarmupConfig = Field(default_factory=WarmupConfig)
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    select: SelectConfig = Field(default_factory=SelectConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evolve: EvolveConfig = Field(default_factory=EvolveConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+
+    @field_validator("stages")
+    @classmethod
+    def _in_order(cls, value: list[str]) -> list[str]:
+        """Stages build on each other: each at most once, in their order."""
+        if not value or value != [stage for stage in STAGES if stage in value]:
+            raise ValueError("one or more of " + ", ".join(STAGES) + ", each once and in this order")
+        return value

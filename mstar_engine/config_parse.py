@@ -1,0 +1,250 @@
+"""From a recipe and overrides to a RunConfig, and back to text; every mistake becomes one line that names its key.
+
+A recipe is a YAML file with only what differs from the defaults, or from the recipe that it `extends`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from mstar_engine.config import RunConfig
+from mstar_engine.yaml_text import ConfigError, one_line, parse_yaml, write_yaml
+
+RECIPES = Path(__file__).parent / "recipes"
+# A run is the same run wherever it writes, whoever watches, on however many cores and in however many sittings.
+NOT_IDENTITY = ("output_dir", "report_to", "stages", "threads")
+
+# What other trainers call the same thing.
+SYNONYMS = {
+    "lr": "learning_rate",
+    "num_generations": "n",
+    "num_return_sequences": "n",
+    "max_tokens": "max_completion_length",
+    "max_new_tokens": "max_completion_length",
+    "batch_size": "per_device_train_batch_size",
+    "model_name": "model_name_or_path",
+    "num_iterations": "iterations",
+}
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {one_line(str(error))}") from None
+    value = parse_yaml(text, str(path))
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: holds {_given(value)}; allowed: a mapping of keys to values")
+    return value
+
+
+# ---- recipes and overrides
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def _recipe_path(name: Path | str, beside: Path | None = None) -> Path:
+    """A shipped recipe's name, or a file; a relative file is looked for beside the recipe that names it first."""
+    if isinstance(name, str) and name in recipe_names():
+        return RECIPES / f"{name}.yaml"
+    path = Path(name)
+    if beside is not None and (beside / path).is_file():
+        return beside / path
+    if not path.is_file():
+        shipped = ", ".join(recipe_names())
+        raise ConfigError(f"recipe {str(name)!r}: no such file, and no recipe of that name; recipes: {shipped}")
+    return path
+
+
+def _read_recipe(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The recipe's mapping laid over the one it `extends`."""
+    path = path.resolve()
+    if path in seen:
+        raise ConfigError(f"{path}: extends itself (through {' -> '.join(p.name for p in seen)})")
+    mapping = _read_mapping(path)
+    base = mapping.pop("extends", None)
+    if base is None:
+        return mapping
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: extends={_given(base)}; allowed: a recipe's name or file")
+    return _merge(_read_recipe(_recipe_path(base, path.parent), (*seen, path)), mapping)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _override(text: str) -> dict[str, Any]:
+    """`a.b=value` as the mapping `{a: {b: value}}`."""
+    dotted, equals, raw = text.partition("=")
+    dotted = dotted.strip()
+    if not equals or not dotted:
+        raise ConfigError(f"{one_line(text)!r}: an override is written key=value, as in rollout.temperature=0.9")
+    leaf = _annotation(dotted)
+    if leaf is None:
+        raise _unknown(dotted)
+    value = parse_yaml(raw, dotted)
+    if _is_text(leaf) and not isinstance(value, str):
+        value = raw.strip()
+    for key in reversed(dotted.split(".")):
+        value = {key: value}
+    return value
+
+
+def load_config(recipe: Path | str | None = None, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """The configuration of `recipe` (a shipped name, a file, or None for the defaults) with `overrides` laid over it.
+
+    Raises ConfigError, a ValueError whose message is one line naming the key, what was given and what is allowed.
+    """
+    mapping = {} if recipe is None else _read_recipe(_recipe_path(recipe))
+    for text in overrides:
+        mapping = _merge(mapping, _override(text))
+    return build_config(mapping)
+
+
+def build_config(mapping: dict[str, Any]) -> RunConfig:
+    """A RunConfig from a nested mapping; ConfigError as in `load_config`."""
+    return _build(RunConfig, mapping, "")
+
+
+def _build(cls: type, mapping: Any, prefix: str) -> Any:
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{prefix.rstrip('.')}={_given(mapping)}; allowed: a section with {', '.join(_fields(cls))}")
+    fields, values = _fields(cls), {}
+    for key, value in mapping.items():
+        if key not in fields:
+            raise _unknown(f"{prefix}{key}")
+        inner = fields[key]
+        values[key] = _build(inner, value, f"{prefix}{key}.") if dataclasses.is_dataclass(inner) else value
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        raise _refused(error, cls, prefix, values) from None
+
+
+# ---- messages
+
+
+def _fields(cls: type) -> dict[str, Any]:
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _annotation(dotted: str) -> Any:
+    """The type of a dotted key; None when there is no such key."""
+    here: Any = RunConfig
+    for part in dotted.split("."):
+        if not dataclasses.is_dataclass(here) or part not in _fields(here):
+            return None
+        here = _fields(here)[part]
+    return here
+
+
+def known_keys(cls: type = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key, sections included."""
+    keys = []
+    for name, kind in _fields(cls).items():
+        keys.append(prefix + name)
+        if dataclasses.is_dataclass(kind):
+            keys += known_keys(kind, f"{prefix}{name}.")
+    return keys
+
+
+def _unknown(dotted: str) -> ConfigError:
+    keys, section, last = known_keys(), dotted.rpartition(".")[0], dotted.rpartition(".")[2]
+    last = SYNONYMS.get(last, last)
+    wanted = f"{section}.{last}" if section else last
+    namesakes = [key for key in keys if key.rpartition(".")[2] == last]
+    near = [wanted] if wanted in keys else []
+    near += difflib.get_close_matches(wanted, namesakes, n=1, cutoff=0.0)
+    near += difflib.get_close_matches(wanted, keys, n=1, cutoff=0.0)
+    return ConfigError(f"{one_line(dotted)}: unknown key; did you mean {near[0]}?")
+
+
+def _refused(error: ValidationError, cls: type, prefix: str, values: dict[str, Any]) -> ConfigError:
+    """The first complaint, in our words: dotted key, what was given, what is allowed."""
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0])
+    key, given, allowed = f"{prefix}{name}", values.get(name, first["input"]), describe(_fields(cls)[name])
+    if first["type"] == "value_error":
+        allowed = str(first["ctx"]["error"])
+    return ConfigError(f"{key}={_given(given)}; allowed: {one_line(allowed)}")
+
+
+def _given(value: Any) -> str:
+    text = one_line(json.dumps(value, default=str))
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def describe(kind: Any) -> str:
+    """In words, what a field of this type may hold."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return " or ".join(args) if len(args) < 3 else "one of " + ", ".join(map(str, args))
+    if origin in (Union, UnionType):
+        return "; or ".join(describe(arg) for arg in args)
+    if origin is list:
+        return f"a list of {', '.join(map(str, get_args(args[0])))}"
+    if origin is Annotated:
+        return ", ".join([describe(args[0]), *_bounds(args[1:])])
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]
+
+
+def _bounds(metadata: tuple[Any, ...]) -> list[str]:
+    words = {"ge": "{} or more", "gt": "above {}", "le": "at most {}", "lt": "below {}", "min_length": "not empty"}
+    found = []
+    for item in metadata:
+        for constraint in item.metadata if isinstance(item, FieldInfo) else [item]:
+            found += [text.format(getattr(constraint, key)) for key, text in words.items() if hasattr(constraint, key)]
+    return found
+
+
+def _is_text(kind: Any) -> bool:
+    return kind is str or (get_origin(kind) is Annotated and get_args(kind)[0] is str)
+
+
+# ---- text and identity
+
+
+def dump_config(config: RunConfig) -> str:
+    """The whole configuration as YAML; `build_config` of it gives an equal one."""
+    return write_yaml(dataclasses.asdict(config))
+
+
+def flat_config(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key to value, for comparing two configurations."""
+    flat = {}
+    for key, value in mapping.items():
+        flat |= flat_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def identity(mapping: dict[str, Any]) -> dict[str, Any]:
+    """The flat keys that decide what a run computes."""
+    return {key: value for key, value in flat_config(mapping).items() if key not in NOT_IDENTITY}
+
+
+def config_hash(config: RunConfig) -> str:
+    """16 hex digits that change with anything that changes what the run computes."""
+    canonical = json.dumps(identity(dataclasses.asdict(config)), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""The loop of self-evolution and what is measured on it."""

@@ -1,0 +1,1 @@
+"""Judging responses: answers, selection."""

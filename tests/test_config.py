@@ -1,0 +1,225 @@
+"""The configuration: round trips, recipes and overrides, and one-line refusals that name the key."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mstar_engine.config import STAGES, EvaluateConfig, EvolveConfig, RolloutConfig, RunConfig, TrainConfig
+from mstar_engine.config_parse import (
+    build_config,
+    config_hash,
+    dump_config,
+    known_keys,
+    load_config,
+    recipe_names,
+)
+from mstar_engine.yaml_text import ConfigError, parse_yaml, write_yaml
+
+SCALAR = st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats(allow_nan=False) | st.text()
+CONFIGS = st.builds(
+    RunConfig,
+    output_dir=st.text(min_size=1),
+    seed=st.integers(0, 2**63 - 1),
+    report_to=st.lists(st.sampled_from(["tensorboard", "wandb", "trackio"])),
+    stages=st.sets(st.sampled_from(STAGES), min_size=1).map(lambda some: [s for s in STAGES if s in some]),
+    rollout=st.builds(
+        RolloutConfig,
+        temperature=st.floats(0, 1e300),
+        top_p=st.floats(0, 1, exclude_min=True),
+        kv_cache_memory=st.just("auto") | st.integers(1, 2**60),
+    ),
+    train=st.builds(TrainConfig, learning_rate=st.floats(1e-300, 1), adam_beta2=st.floats(0, 1, exclude_max=True)),
+    evolve=st.builds(EvolveConfig, interval=st.floats(0, 1, exclude_min=True) | st.integers(2, 10**9)),
+)
+
+
+def refusal(*overrides: str) -> str:
+    """The one line with which the overrides are refused."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, list(overrides))
+    message = str(caught.value)
+    assert "\n" not in message and isinstance(caught.value, ValueError)
+    return message
+
+
+@given(CONFIGS)
+def test_round_trip(config):
+    again = build_config(parse_yaml(dump_config(config), "here"))
+    assert again == config
+    assert dump_config(again) == dump_config(config)
+    assert type(again.evolve.interval) is type(config.evolve.interval)
+
+
+@given(st.recursive(SCALAR, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8))
+def test_yaml_round_trip(value):
+    assert parse_yaml(write_yaml(value), "here") == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-6", 1e-6),
+        ("no", "no"),
+        ("010", 10),
+        ("1_0", "1_0"),
+        ("12:30", "12:30"),
+        ("2024-01-02", "2024-01-02"),
+        ("~", None),
+    ],
+)
+def test_yaml_scalars(text, value):
+    assert parse_yaml(text, "here") == value
+
+
+def test_default_recipe_is_the_defaults():
+    assert load_config("default") == load_config() == RunConfig()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_load(name):
+    assert isinstance(load_config(name), RunConfig)
+
+
+def test_smoke_extends_default():
+    config = load_config("smoke", ["rollout.n=3", "train.learning_rate=1e-6"])
+    assert (config.data.train_problems, config.rollout.n, config.train.learning_rate) == (16, 3, 1e-6)
+    assert config.rollout.temperature == 1.0
+
+
+def test_recipe_file_extends_a_neighbour(tmp_path):
+    (tmp_path / "base.yaml").write_text("seed: 3\nrollout: {n: 5, top_k: 7}\n")
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\nrollout: {n: 6}\n")
+    config = load_config(tmp_path / "mine.yaml")
+    assert (config.seed, config.rollout.n, config.rollout.top_k) == (3, 6, 7)
+
+
+def test_overrides_for_text_keep_the_text():
+    assert load_config(None, ["output_dir=2024"]).output_dir == "2024"
+    assert load_config(None, ["output_dir=runs/a=b"]).output_dir == "runs/a=b"
+    assert load_config(None, ["rollout={n: 3}", "rollout.top_k=2"]).rollout == RolloutConfig(n=3, top_k=2)
+
+
+@given(st.sampled_from(known_keys()), st.data())
+@settings(max_examples=300)
+def test_any_misspelt_key_is_refused(key, data):
+    where = data.draw(st.integers(0, len(key) - 1))
+    letter = data.draw(st.sampled_from("abcdefghijklmnopqrstuvwxyz_"))
+    misspelt = data.draw(
+        st.sampled_from(
+            [
+                key[:where] + key[where + 1 :],
+                key[:where] + letter + key[where:],
+                key[:where] + letter + key[where + 1 :],
+            ]
+        )
+    )
+    if misspelt in known_keys():
+        return
+    if not misspelt:
+        return
+    message = refusal(f"{misspelt}=1")
+    assert message.startswith(f"{misspelt}: unknown key; did you mean ")
+    assert message.removesuffix("?").rpartition(" ")[2] in known_keys()
+    nested: object = 1
+    for part in reversed(misspelt.split(".")):
+        nested = {part: nested}
+    with pytest.raises(ConfigError, match="unknown key"):
+        build_config(nested)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.temprature=1", "rollout.temprature: unknown key; did you mean rollout.temperature?"),
+        ("temperature=1", "temperature: unknown key; did you mean rollout.temperature?"),
+        ("train.lr=1", "train.lr: unknown key; did you mean train.learning_rate?"),
+        ("rollout.num_generations=1", "rollout.num_generations: unknown key; did you mean rollout.n?"),
+        ("rollout.n.x=3", "rollout.n.x: unknown key; did you mean rollout.n?"),
+        ("rollout.temperature=-1", "rollout.temperature=-1; allowed: a number, 0 or more"),
+        ("rollout.n=1.5", "rollout.n=1.5; allowed: a whole number, 1 or more"),
+        ("rollout.n=true", "rollout.n=true; allowed: a whole number, 1 or more"),
+        ("rollout.n=many", 'rollout.n="many"; allowed: a whole number, 1 or more'),
+        ("train.learning_rate=.nan", "train.learning_rate=NaN; allowed: a number, above 0"),
+        ("rollout.kv_cache_memory=0", "rollout.kv_cache_memory=0; allowed: auto; or a whole number, 1 or more"),
+        ("model.dtype=fp8", 'model.dtype="fp8"; allowed: one of float32, bfloat16, float16'),
+        ("output_dir=", 'output_dir=""; allowed: text, not empty'),
+        (
+            "evolve.interval=1",
+            "evolve.interval=1; allowed: 1.0 for all problems, a share below it, or 2 problems or more",
+        ),
+        ("train.lr_scheduler_type=cosine", "train.max_steps=-1; allowed: 1 or more with lr_scheduler_type=cosine"),
+        ("evaluate.pass_at_k=99", "evaluate.pass_at_k=99; allowed: at most evaluate.pass_at_k_n=8"),
+        ("rollout.n", "'rollout.n': an override is written key=value, as in rollout.temperature=0.9"),
+        ("rollout.n={a: 1, a: 2}", "rollout.n: line 1: a is given twice"),
+    ],
+)
+def test_refusals(override, message):
+    assert refusal(override) == message
+
+
+def test_refused_stage_order_and_section():
+    assert refusal("stages=[evolve, warmup]").startswith(
+        'stages=["evolve", "warmup"]; allowed: one or more of pretrain,'
+    )
+    assert refusal("rollout=3").startswith("rollout=3; allowed: a section with n, temperature,")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("seed: 1\nseed: 2\n", "line 2: seed is given twice"),
+        ("- 1\n", "allowed: a mapping"),
+        ("seed: 1\nrollout: [1\n", "not valid YAML"),
+        ("seed: 1\n  n: 2\n", "line 2: not valid YAML"),
+        ("1: 2\n", "a key must be text"),
+        ("extends: nowhere\n", "recipe 'nowhere': no such file"),
+        ("extends: 3\n", "extends=3"),
+        ("seed: " + "9" * 5000, "5000 digits"),
+        ("{" * 5000, "not valid YAML"),
+        ("seed: \x00", "not valid YAML"),
+        ("rollout: {n: 1}\nmodle: {}\n", "modle: unknown key; did you mean model?"),
+        ("seed: !!python/object:os.system 1\n", "not valid YAML"),
+    ],
+)
+def test_bad_files(tmp_path, text, part):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert part in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_undecodable_and_circular_files(tmp_path):
+    with pytest.raises(ConfigError, match=r"no such file, and no recipe of that name; recipes: default, smoke"):
+        load_config("nothing.yaml")
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "binary.yaml")
+    (tmp_path / "a.yaml").write_text("extends: b.yaml")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml")
+    with pytest.raises(ConfigError, match="extends itself"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_empty_file_is_the_defaults(tmp_path):
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert load_config(tmp_path / "empty.yaml") == RunConfig()
+
+
+def test_hash_ignores_what_does_not_matter():
+    base = config_hash(RunConfig())
+    for override in ("output_dir=elsewhere", "report_to=[wandb]", "threads=3", "stages=[report]"):
+        assert config_hash(load_config(None, [override])) == base
+    for override in ("seed=1", "rollout.n=3", "model.dtype=bfloat16", "evolve.interval=0.5"):
+        assert config_hash(load_config(None, [override])) != base
+
+
+def test_sections_refuse_values_when_built_by_hand():
+    with pytest.raises(ValueError, match="pass_at_k"):
+        EvaluateConfig(pass_at_k=3, pass_at_k_n=2)
+    with pytest.raises(ValueError, match="temperature"):
+        dataclasses.replace(RolloutConfig(), temperature=-1.0)

@@ -1,0 +1,82 @@
+"""The run directory: one run each, one process at a time, continued only as itself."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from mstar_engine.config_parse import load_config
+from mstar_engine.run_directory import RunDirectory, RunDirectoryError, report_image_path
+
+
+def config(path, *overrides):
+    return load_config(None, [*overrides, f"output_dir={path}"])
+
+
+def refusal(given, resume):
+    with pytest.raises(RunDirectoryError) as caught:
+        RunDirectory.create_or_resume(given, resume)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_create_then_resume(tmp_path):
+    with RunDirectory.create_or_resume(config(tmp_path / "run")) as run:
+        run.journal.append("hello")
+    assert "already holds a run; continue it with --resume" in refusal(config(tmp_path / "run"), False)
+    with RunDirectory.create_or_resume(config(tmp_path / "run", "threads=1", "stages=[report]"), True) as run:
+        assert run.journal.last("hello")
+    assert "threads: 1" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_resume_of_nothing_starts(tmp_path):
+    RunDirectory.create_or_resume(config(tmp_path / "run"), resume=True).close()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_another_configuration_is_refused_with_its_keys(tmp_path, resume):
+    RunDirectory.create_or_resume(config(tmp_path)).close()
+    before = (tmp_path / "config.yaml").read_text()
+    message = refusal(config(tmp_path, "rollout.temperature=0.9", "seed=4"), resume)
+    assert "rollout.temperature (1.0 there, 0.9 now)" in message and "seed (0 there, 4 now)" in message
+    assert "another output_dir, or --resume with the same configuration" in message
+    assert (tmp_path / "config.yaml").read_text() == before
+
+
+def test_a_key_of_another_version_is_named(tmp_path):
+    RunDirectory.create_or_resume(config(tmp_path)).close()
+    with open(tmp_path / "config.yaml", "a") as file:
+        file.write("older: {key: 3}\n")
+    assert "older.key (3 there, absent now)" in refusal(config(tmp_path), True)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    with RunDirectory.create_or_resume(config(tmp_path)):
+        assert "is in use by another run (process" in refusal(config(tmp_path), True)
+    RunDirectory.create_or_resume(config(tmp_path), True).close()
+
+
+def test_a_refused_folder_is_given_back(tmp_path):
+    RunDirectory.create_or_resume(config(tmp_path)).close()
+    refusal(config(tmp_path, "seed=4"), True)
+    RunDirectory.create_or_resume(config(tmp_path), True).close()
+
+
+def test_unusable_folders(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot be used as output_dir" in refusal(config(tmp_path / "file"), False)
+    (tmp_path / "journal.jsonl").write_text("")
+    assert "holds a journal but no config.yaml" in refusal(config(tmp_path), True)
+
+
+def test_summary_and_images(tmp_path):
+    with RunDirectory.create_or_resume(config(tmp_path)) as run:
+        run.write_summary({"a": 1})
+        with pytest.raises(ValueError):
+            run.write_summary({"a": float("nan")})
+        run.write_report_image("digits-1", Image.new("L", (3, 2)))
+        run.write_report_image("../../up", Image.new("L", (3, 2)))
+        assert json.loads((tmp_path / "summary.json").read_text()) == {"a": 1}
+    assert (tmp_path / "report_images" / "digits-1.png").is_file()
+    assert report_image_path(tmp_path, "../../up").resolve().parent == (tmp_path / "report_images").resolve()
+    assert report_image_path(tmp_path, "../../up").is_file()
