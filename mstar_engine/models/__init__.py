@@ -1,1 +1,1 @@
-"""Loading and saving Hugging Face checkpoints, prompts, the attention hook, the tiny default model."""
+"""Floor 3: Hugging Face checkpoints: how they are loaded, prompted and, for the default run, built."""

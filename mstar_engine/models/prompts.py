@@ -1,0 +1,121 @@
+"""Problems to model inputs, once: rollout and training read the same encoded prompt.
+
+Whatever a family's processor does to an image (resizing, tiling, patch order, placeholder expansion) happens here and
+nowhere else, so that the policy is trained on exactly the prompt it was sampled from.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from threading import Lock
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..types import Problem
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedPrompt:
+    """What a model needs to read a problem.
+
+    `input_ids` int64 [length], image tokens expanded. `inputs` are the processor's other outputs (pixel values, grid
+    sizes ...), each with its leading image, patch or batch dimension. `token_inputs` are outputs with one value a
+    token, [length] (token types); a response extends them with zeros. No attention mask: a prompt has no padding.
+    """
+
+    input_ids: Tensor
+    inputs: Mapping[str, Tensor]
+    token_inputs: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held by the tensors, in bytes."""
+        return sum(t.nbytes for t in (self.input_ids, *self.inputs.values(), *self.token_inputs.values()))
+
+
+def _open(problem: Problem, image: object) -> Image.Image:
+    """An RGB image of a problem, read if it is a path; ValueError if that fails."""
+    try:
+        if isinstance(image, Image.Image):
+            return image if image.mode == "RGB" else image.convert("RGB")
+        with Image.open(image) as opened:
+            return opened.convert("RGB")
+    except (OSError, SyntaxError, ValueError, TypeError, AttributeError, Image.DecompressionBombError) as error:
+        raise ValueError(f"problem {problem.id!r}: cannot read image {image!s}: {error}") from error
+
+
+def _same_prompt(a: Problem, b: Problem) -> bool:
+    """Whether two problems of one id show the same prompt (a reworded question must not hit the cache)."""
+    return a.question == b.question and len(a.images) == len(b.images) and all(
+        x is y or (not isinstance(x, Image.Image) and x == y) for x, y in zip(a.images, b.images)
+    )
+
+
+class PromptEncoder:
+    """Encodes problems with a Hugging Face processor and its chat template; remembers the recent ones.
+
+    The template sees an optional system message, then one user message: the images in order, then the question.
+    `cache_bytes` bounds the memory of the cache (least recently used out first; 0 keeps nothing). Thread-safe.
+    """
+
+    def __init__(self, processor, system: str | None = None, *, cache_bytes: int = 256 << 20) -> None:
+        tokenizer = getattr(processor, "tokenizer", processor)
+        if not (getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
+            raise ValueError(
+                f"{type(processor).__name__} has no chat template; set processor.chat_template (a Jinja template that "
+                'renders {"type": "image"} and {"type": "text"} content) or use an instruction-tuned checkpoint'
+            )
+        self.processor = processor
+        self.tokenizer = tokenizer
+        self.system = system
+        self.cache_bytes = cache_bytes
+        self._cache: OrderedDict[str, tuple[Problem, EncodedPrompt]] = OrderedDict()
+        self._held = 0
+        self._lock = Lock()
+
+    def encode(self, problem: Problem) -> EncodedPrompt:
+        """Encode a problem's images and question up to where the policy's turn begins.
+
+        Raises ValueError, naming the problem and the path, for a missing or corrupt image.
+        """
+        with self._lock:
+            hit = self._cache.get(problem.id)
+            if hit is not None and _same_prompt(hit[0], problem):
+                self._cache.move_to_end(problem.id)
+                return hit[1]
+        prompt = self._encode(problem)
+        with self._lock:
+            stale = self._cache.pop(problem.id, None)
+            self._held += prompt.nbytes - (stale[1].nbytes if stale else 0)
+            self._cache[problem.id] = (problem, prompt)
+            while self._held > self.cache_bytes:
+                self._held -= self._cache.popitem(last=False)[1][1].nbytes
+        return prompt
+
+    def messages(self, problem: Problem) -> list[dict]:
+        """The conversation that the chat template renders."""
+        content = [{"type": "image", "image": _open(problem, image)} for image in problem.images]
+        user = {"role": "user", "content": [*content, {"type": "text", "text": problem.question}]}
+        if self.system is None:
+            return [user]
+        return [{"role": "system", "content": [{"type": "text", "text": self.system}]}, user]
+
+    def _encode(self, problem: Problem) -> EncodedPrompt:
+        """Run the processor on one problem and sort its outputs by what they count: tokens or images."""
+        outputs = self.processor.apply_chat_template(
+            self.messages(problem), tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+        input_ids = outputs["input_ids"]
+        inputs, token_inputs = {}, {}
+        for name, value in outputs.items():
+            if name in ("input_ids", "attention_mask") or not isinstance(value, Tensor):
+                continue
+            if value.shape == input_ids.shape and not value.is_floating_point():
+                token_inputs[name] = value[0]
+            else:
+                inputs[name] = value
+        return EncodedPrompt(input_ids[0].to(torch.int64), inputs, token_inputs)

@@ -1,0 +1,127 @@
+"""Training examples to padded model inputs.
+
+Padding goes to the right of the response: under causal attention no real position can see it, so no attention mask is
+needed and every family's fast path stays open. Labels are -100 on the prompt and on padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models.prompts import EncodedPrompt, PromptEncoder
+from ..types import Problem, TrainingExample
+
+IGNORE = -100
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Model inputs of some examples.
+
+    `inputs`: input_ids int64 [examples, length], token inputs [examples, length], and the processor's other outputs,
+    concatenated. `labels` int64 [examples, length]: labels[b, t] is the token that position t holds, -100 where it is
+    no response token. `weights` float32 [examples]. `tokens` counts the labelled positions.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    weights: Tensor
+    tokens: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
+        moved = {name: value.to(device) for name, value in self.inputs.items()}
+        return Batch(moved, self.labels.to(device), self.weights.to(device), self.tokens)
+
+
+def imitate(problem: Problem, encoder: PromptEncoder, end_id: int | None = None) -> TrainingExample:
+    """The example that teaches a demonstration: `problem.response`, then the end-of-turn token.
+
+    `end_id` defaults to the tokenizer's end-of-sequence token.
+    """
+    if problem.response is None:
+        raise ValueError(f"problem {problem.id!r} has no response to imitate")
+    end = encoder.tokenizer.eos_token_id if end_id is None else end_id
+    ids = encoder.tokenizer(problem.response, add_special_tokens=False)["input_ids"]
+    return TrainingExample(problem=problem, response_ids=np.asarray([*ids, end], dtype=np.int32))
+
+
+def _length(example: TrainingExample, prompt: EncodedPrompt) -> int:
+    """Tokens of an example, prompt and response."""
+    return len(prompt.input_ids) + len(example.response_ids)
+
+
+def _clash(seen: dict[str, tuple[str, torch.Size]], problem: Problem, prompt: EncodedPrompt) -> str | None:
+    """Note the shapes of a prompt's other inputs in `seen`; say which cannot be concatenated with those before."""
+    for name, value in prompt.inputs.items():
+        first, shape = seen.setdefault(name, (problem.id, value.shape[1:]))
+        if shape != value.shape[1:]:
+            return (
+                f"problems {first!r} and {problem.id!r} cannot share a batch: {name} of {tuple(shape)} and "
+                f"{tuple(value.shape[1:])} behind the first dimension"
+            )
+    return None
+
+
+def micro_batches(
+    examples: Sequence[TrainingExample], encoder: PromptEncoder, max_tokens: int | None = None
+) -> Iterator[list[TrainingExample]]:
+    """Cut examples into runs that fit one forward pass: at most `max_tokens` tokens with padding (None: no limit; a
+    single longer example is a run of its own), image inputs of one shape."""
+    run: list[TrainingExample] = []
+    longest = 0
+    seen: dict[str, tuple[str, torch.Size]] = {}
+    for example in examples:
+        prompt = encoder.encode(example.problem)
+        grown = max(longest, _length(example, prompt))
+        full = max_tokens is not None and grown * (len(run) + 1) > max_tokens
+        if run and (full or _clash(seen, example.problem, prompt)):
+            yield run
+            run, grown, seen = [], _length(example, prompt), {}
+        _clash(seen, example.problem, prompt)
+        run.append(example)
+        longest = grown
+    if run:
+        yield run
+
+
+def collate(examples: Sequence[TrainingExample], encoder: PromptEncoder, pad_id: int = 0) -> Batch:
+    """Pad and stack examples. `pad_id` must not be an image token.
+
+    Raises ValueError for an empty response and for image inputs whose shapes disagree.
+    """
+    prompts = [encoder.encode(example.problem) for example in examples]
+    length = max(_length(e, p) for e, p in zip(examples, prompts))
+    ids = torch.full((len(examples), length), pad_id, dtype=torch.int64)
+    labels = torch.full_like(ids, IGNORE)
+    token_inputs = {
+        name: torch.zeros((len(examples), length), dtype=value.dtype)
+        for prompt in prompts
+        for name, value in prompt.token_inputs.items()
+    }
+    others: dict[str, list[Tensor]] = {}
+    seen: dict[str, tuple[str, torch.Size]] = {}
+    for row, (example, prompt) in enumerate(zip(examples, prompts)):
+        if len(example.response_ids) == 0:
+            raise ValueError(f"problem {example.problem.id!r}: the response to imitate is empty")
+        start, end = len(prompt.input_ids), _length(example, prompt)
+        ids[row, :start] = prompt.input_ids
+        ids[row, start:end] = torch.as_tensor(example.response_ids)
+        labels[row, start:end] = ids[row, start:end]
+        for name, value in prompt.token_inputs.items():
+            token_inputs[name][row, :start] = value
+        for name, value in prompt.inputs.items():
+            others.setdefault(name, []).append(value)
+        if clash := _clash(seen, example.problem, prompt):
+            raise ValueError(clash)
+    return Batch(
+        inputs={"input_ids": ids, **token_inputs, **{name: torch.cat(values) for name, values in others.items()}},
+        labels=labels,
+        weights=torch.tensor([example.weight for example in examples], dtype=torch.float32),
+        tokens=int((labels != IGNORE).sum()),
+    )

@@ -1,0 +1,132 @@
+"""From random weights to a tiny model that can see: what a downloaded checkpoint brings and a built one lacks.
+
+Two stages, for the tiny model only. `ground`: the vision tower and the projector learn to say, for every tile, its
+colour and its digit *in the language model's own words* (the score of a word is the cosine with its input embedding),
+so the language model later finds "red" among the image tokens by looking for its own embedding. `align`: the language
+model learns to answer "Read the red and blue tiles."; that is plain supervised training on captions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.digits import captions
+from ..data.tiles import CELL, COLOURS, GRID, Tile, digit_of, render, scans
+from ..models.prompts import PromptEncoder
+from .collate import imitate
+from .schedule import Schedule
+from .trainer import StepStats, Trainer
+
+COSINE_SCALE = 20.0
+BLANK_SHARE = 0.4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainRecipe:
+    """Steps, images a step and peak learning rates of the two stages."""
+
+    ground_steps: int = 200
+    ground_batch: int = 32
+    ground_rate: float = 3e-3
+    align_steps: int = 200
+    align_batch: int = 64
+    align_rate: float = 2e-3
+
+
+def _tile_bank(processor, pool: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Every scan of a pool on every colour, as the processor prepares it.
+
+    Returns patches float32 [tiles + 1, 3, 16, 16] (the last one is bare paper), colours and digits int64 [tiles].
+    """
+    names = list(COLOURS)
+    pairs = [(colour, scan) for colour in range(len(names)) for scan in pool]
+    cells = GRID * GRID
+    images = [
+        render([Tile(names[c], digit_of(s), s, cell) for cell, (c, s) in enumerate(pairs[i : i + cells])])
+        for i in range(0, len(pairs), cells)
+    ]
+    pixels = processor.image_processor([*images, render([])], return_tensors="pt")["pixel_values"]
+    patches = pixels.unflatten(3, (GRID, CELL)).unflatten(2, (GRID, CELL)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+    kept = torch.cat([patches[: len(pairs)], patches[-1:]])
+    return kept, torch.tensor([c for c, _ in pairs]), torch.tensor([digit_of(s) for _, s in pairs])
+
+
+def _word_scores(features: Tensor, embedding: nn.Embedding, ids: list[int]) -> Tensor:
+    """Scaled cosines of features [n, width] with the embeddings of some words: [n, words]."""
+    words = F.normalize(embedding.weight.detach()[ids], dim=-1)
+    return COSINE_SCALE * F.normalize(features, dim=-1) @ words.T
+
+
+class Grounding:
+    """Dense supervision of the vision tower: pictures full of tiles, a colour word and a digit word for each."""
+
+    def __init__(self, model: nn.Module, processor, split: str = "train") -> None:
+        self.model = model
+        self.patches, self.colours, self.digits = _tile_bank(processor, scans(split))
+        encode = processor.tokenizer.convert_tokens_to_ids
+        self.colour_ids = encode([f"{name} " for name in COLOURS])
+        self.digit_ids = encode([str(digit) for digit in range(10)])
+
+    def scores(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draw `batch` pictures of n tiles in all: colour scores [n, 6], digit scores [n, 10], both targets [n]."""
+        cells = GRID * GRID
+        picked = torch.randint(len(self.colours), (batch, cells), generator=generator)
+        blank = torch.rand((batch, cells), generator=generator) < BLANK_SHARE
+        patches = self.patches[torch.where(blank, len(self.colours), picked)]
+        grid = patches.unflatten(1, (GRID, GRID)).permute(0, 3, 1, 4, 2, 5)
+        pixels = grid.reshape(batch, 3, GRID * CELL, GRID * CELL)
+        features = torch.stack(list(self.model.get_image_features(pixel_values=pixels).pooler_output))[~blank]
+        picked = picked[~blank]
+        embedding = self.model.get_input_embeddings()
+        colour_scores = _word_scores(features, embedding, self.colour_ids)
+        digit_scores = _word_scores(features, embedding, self.digit_ids)
+        return colour_scores, digit_scores, self.colours[picked], self.digits[picked]
+
+
+def ground(model: nn.Module, processor, recipe: PretrainRecipe, seed: int = 0) -> None:
+    """Train the vision tower and the projector on colour and digit of every tile."""
+    task = Grounding(model, processor)
+    generator = torch.Generator().manual_seed(seed)
+    horizon = max(recipe.ground_steps, 11)
+    schedule = Schedule(peak=recipe.ground_rate, kind="cosine", warmup=10, horizon=horizon, floor=0.05)
+    language = {id(p) for p in model.get_decoder().parameters()} | {id(p) for p in model.lm_head.parameters()}
+    trained = [p for p in model.parameters() if id(p) not in language]
+    optimizer = torch.optim.AdamW(trained, lr=recipe.ground_rate, weight_decay=0.05, fused=True)
+    for step in range(recipe.ground_steps):
+        optimizer.param_groups[0]["lr"] = schedule(step)
+        colour_scores, digit_scores, colours, digits = task.scores(recipe.ground_batch, generator)
+        (F.cross_entropy(colour_scores, colours) + F.cross_entropy(digit_scores, digits)).backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def grounding_accuracy(
+    model: nn.Module, processor, split: str = "validation", pictures: int = 64
+) -> tuple[float, float]:
+    """Shares of tiles whose colour and digit the tower names, on the scans of a split."""
+    drawn = Grounding(model, processor, split).scores(pictures, torch.Generator().manual_seed(0))
+    colour_scores, digit_scores, colours, digits = drawn
+    right = [(s.argmax(-1) == t).float().mean().item() for s, t in ((colour_scores, colours), (digit_scores, digits))]
+    return right[0], right[1]
+
+
+def align(
+    model: nn.Module,
+    encoder: PromptEncoder,
+    recipe: PretrainRecipe,
+    seed: int = 0,
+    progress: Callable[[StepStats], None] | None = None,
+) -> None:
+    """Teach the language model to read tiles: one pass over fresh captions."""
+    horizon = max(recipe.align_steps, 21)
+    schedule = Schedule(peak=recipe.align_rate, kind="linear", warmup=20, horizon=horizon, floor=0.1)
+    trainer = Trainer(model, encoder, schedule, betas=(0.9, 0.98))
+    examples = [imitate(p, encoder) for p in captions(recipe.align_steps * recipe.align_batch, seed)]
+    trainer.train_epoch(examples, batch_size=recipe.align_batch, seed=seed, progress=progress)

@@ -1,0 +1,160 @@
+"""Supervised updates of a policy, with everything that must outlive an iteration in one place.
+
+Self-evolving training refreshes the data, not the optimizer: AdamW is built once, its moments and the global step live
+through every generate phase, and the learning rate is a function of that step alone. Saving and loading is exact, in
+the middle of an epoch too.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..models.prompts import PromptEncoder
+from ..types import TrainingExample
+from .collate import collate, micro_batches
+from .likelihood import response_nll
+from .schedule import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """One optimizer step: its number (from 0), mean weighted loss (nats a response token), response tokens, gradient
+    norm before clipping, learning rate."""
+
+    step: int
+    loss: float
+    tokens: int
+    grad_norm: float
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class EpochStats:
+    """Totals of an epoch (of its remainder, when resumed): optimizer steps, response tokens, mean loss."""
+
+    steps: int
+    tokens: int
+    loss: float
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
+    """The order in which an epoch visits `count` examples: a function of the arguments alone."""
+    order = list(range(count))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order
+
+
+class Trainer:
+    """Trains `model` on examples with one AdamW for the whole run.
+
+    `max_grad_norm` clips the global gradient norm. `max_tokens` bounds one forward pass (tokens with padding); a batch
+    that exceeds it is accumulated over several. Only parameters with `requires_grad` at construction are trained;
+    weight decay spares vectors (norms, biases).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        encoder: PromptEncoder,
+        schedule: Schedule,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        max_tokens: int | None = None,
+    ) -> None:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.model = model
+        self.encoder = encoder
+        self.schedule = schedule
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=schedule(0), betas=betas, eps=eps, fused=True
+        )
+        self.max_grad_norm = max_grad_norm
+        self.max_tokens = max_tokens
+        self.global_step = 0
+        self._trained = trained
+        self._cursor: tuple[int, int] | None = None
+
+    def step(self, examples: Sequence[TrainingExample]) -> StepStats:
+        """One optimizer step on a batch. The loss is the weighted sum over response tokens, divided by their number."""
+        device = next(self.model.parameters()).device
+        pad_id = self.encoder.tokenizer.pad_token_id or 0
+        total = sum(len(example.response_ids) for example in examples)
+        learning_rate = self.schedule(self.global_step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        training = self.model.training
+        self.model.train()
+        loss = 0.0
+        for run in micro_batches(examples, self.encoder, self.max_tokens):
+            part = response_nll(self.model, collate(run, self.encoder, pad_id).to(device)) / total
+            part.backward()
+            loss += part.item()
+        norm = torch.nn.utils.clip_grad_norm_(self._trained, self.max_grad_norm).item()
+        if not norm < float("inf"):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise FloatingPointError(f"step {self.global_step}: loss {loss}, gradient norm {norm}; weights unchanged")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.train(training)
+        self.global_step += 1
+        return StepStats(self.global_step - 1, loss, total, norm, learning_rate)
+
+    def train_epoch(
+        self,
+        examples: Sequence[TrainingExample],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        epoch: int = 0,
+        progress: Callable[[StepStats], None] | None = None,
+    ) -> EpochStats:
+        """Visit every example once, in the order that (seed, epoch) gives; the last batch may be smaller.
+
+        After `load_state_dict` of a state saved inside this epoch (from `progress`, say), it goes on behind the last
+        batch done, given the same examples. `progress` is called after each step.
+        """
+        if batch_size < 1:
+            raise ValueError(f"train_epoch: batch_size={batch_size}; allowed: 1 or more")
+        order = epoch_order(len(examples), seed, epoch)
+        start = self._cursor[1] if self._cursor is not None and self._cursor[0] == epoch else 0
+        steps = tokens = 0
+        loss = 0.0
+        for first in range(start, len(order), batch_size):
+            stats = self.step([examples[i] for i in order[first : first + batch_size]])
+            steps, tokens, loss = steps + 1, tokens + stats.tokens, loss + stats.loss * stats.tokens
+            self._cursor = (epoch, first + batch_size)
+            if progress is not None:
+                progress(stats)
+        self._cursor = None
+        return EpochStats(steps, tokens, loss / max(tokens, 1))
+
+    def reset_optimizer(self) -> None:
+        """Forget the moments (methods that start every iteration afresh)."""
+        self.optimizer.state.clear()
+
+    def reset_clock(self) -> None:
+        """Start the schedule again."""
+        self.global_step = 0
+
+    def state_dict(self) -> dict:
+        """Optimizer moments, global step and position inside the epoch; the weights are the model's own."""
+        cursor = None if self._cursor is None else list(self._cursor)
+        return {"optimizer": self.optimizer.state_dict(), "global_step": self.global_step, "cursor": cursor}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from a saved state, bit for bit."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.global_step = state["global_step"]
+        self._cursor = None if state["cursor"] is None else tuple(state["cursor"])
