@@ -4,8 +4,10 @@
 #include <pybind11/stl.h>
 
 #include "cpu/isa.h"
+#include "cpu/paged_kv.h"
 #include "cpu/parallel.h"
 #include "cpu/sampling.h"
+#include "cpu/tree_attention.h"
 
 namespace py = pybind11;
 
@@ -47,10 +49,78 @@ void bind_sampling(py::module_& m) {
       py::call_guard<py::gil_scoped_release>());
 }
 
+// ---- tree attention, paged K/V ----
+
+// An address as an integer: tensor.data_ptr(). The caller has checked shape, dtype, contiguity and ranges.
+template <typename T>
+T* pointer(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+mstar::Dtype dtype_of(const std::string& name) {
+  if (name == "float32") return mstar::Dtype::float32;
+  if (name == "bfloat16") return mstar::Dtype::bfloat16;
+  if (name == "float16") return mstar::Dtype::float16;
+  throw py::value_error("dtype=" + name + "; allowed: float32, bfloat16, float16");
+}
+
+mstar::Isa isa_of(const std::string& name) {
+  for (mstar::Isa isa : {mstar::Isa::portable, mstar::Isa::avx2, mstar::Isa::avx512}) {
+    if (name == mstar::isa_name(isa)) return isa;
+  }
+  if (!name.empty()) throw py::value_error("isa=" + name + "; allowed: portable, avx2, avx512");
+  return mstar::active_isa();
+}
+
+void bind_tree_attention(py::module_& m) {
+  m.def(
+      "tree_attention",
+      [](std::uintptr_t q, std::uintptr_t k_cache, std::uintptr_t v_cache, std::uintptr_t out,
+         const std::string& q_dtype, const std::string& kv_dtype, int rows, int heads, int kv_heads, int head_dim,
+         int block_size, int nodes, std::uintptr_t row_begin, std::uintptr_t row_end, std::uintptr_t table,
+         std::uintptr_t length, std::uintptr_t start, std::uintptr_t block_table, std::int64_t blocks_per_table,
+         std::uintptr_t positions, float scale, int window, float softcap, const std::string& isa) {
+        using Ints = const std::int32_t;
+        const mstar::TreeAttention a{
+            pointer<void>(q), pointer<void>(k_cache), pointer<void>(v_cache), pointer<void>(out), dtype_of(q_dtype),
+            dtype_of(kv_dtype), rows, heads, kv_heads, head_dim, block_size, nodes, pointer<Ints>(row_begin),
+            pointer<Ints>(row_end), pointer<Ints>(table), pointer<Ints>(length), pointer<Ints>(start),
+            pointer<Ints>(block_table), blocks_per_table, pointer<Ints>(positions), scale, window, softcap};
+        const mstar::Isa chosen = isa_of(isa);
+        py::gil_scoped_release release;
+        mstar::tree_attention(a, chosen);
+      },
+      "Unchecked; see mstar_kernels.tree_attention. window, softcap: 0 for none. isa: empty for the active one.");
+}
+
+void bind_paged_kv(py::module_& m) {
+  m.def(
+      "store_kv",
+      [](std::uintptr_t k, std::uintptr_t v, std::uintptr_t k_cache, std::uintptr_t v_cache, int kv_heads,
+         int block_size, int head_dim, std::size_t element_size, std::uintptr_t slots, std::int64_t tokens) {
+        py::gil_scoped_release release;
+        mstar::store_kv({pointer<void>(k_cache), pointer<void>(v_cache), kv_heads, block_size, head_dim, element_size},
+                        pointer<void>(k), pointer<void>(v), pointer<const std::int32_t>(slots), tokens);
+      },
+      "Unchecked; see mstar_kernels.paged_kv.");
+  m.def(
+      "copy_blocks",
+      [](std::uintptr_t k_cache, std::uintptr_t v_cache, int kv_heads, int block_size, int head_dim,
+         std::size_t element_size, std::uintptr_t src, std::uintptr_t dst, std::int64_t copies) {
+        py::gil_scoped_release release;
+        mstar::copy_blocks(
+            {pointer<void>(k_cache), pointer<void>(v_cache), kv_heads, block_size, head_dim, element_size},
+            pointer<const std::int32_t>(src), pointer<const std::int32_t>(dst), copies);
+      },
+      "Unchecked; see mstar_kernels.paged_kv.");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "C++ core: scheduler over the prefix tree, CPU kernels.";
   bind_runtime(m);
   bind_sampling(m);
+  bind_tree_attention(m);
+  bind_paged_kv(m);
 }

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, ProcessorMixin
 
 from mstar_engine.models.loading import save_model
+from mstar_engine.train.trainer import Trainer
 
 OPTIMIZER, STATE = "optimizer.safetensors", "trainer_state.json"
 
@@ -59,6 +60,36 @@ def load_trainer_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, A
         raise ValueError(f"checkpoint {path}: {STATE} is missing; this is no checkpoint of a run")
     optimizer = path / OPTIMIZER
     return (load_file(optimizer) if optimizer.is_file() else {}), json.loads((path / STATE).read_text())
+
+
+def load_weights(model: PreTrainedModel, path: Path) -> None:
+    """Copy the weights of a checkpoint into `model`'s own parameters (an optimizer that holds them stays valid)."""
+    loaded = type(model).from_pretrained(path, dtype=model.dtype, use_safetensors=True)
+    model.load_state_dict(loaded.state_dict())
+
+
+def trainer_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """The optimizer's state as `<parameter name>/<moment>` tensors."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in trainer.model.named_parameters()
+        for key, value in trainer.optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_trainer(trainer: Trainer, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+    """Put saved moments, step count and position inside the epoch back. ValueError for a parameter the model lacks."""
+    parameters = dict(trainer.model.named_parameters())
+    trainer.optimizer.state.clear()
+    for key, value in tensors.items():
+        name, _, moment = key.rpartition("/")
+        if name not in parameters:
+            raise ValueError(f"checkpoint: optimizer state for {name!r}, which the model does not have")
+        parameter = parameters[name]
+        # The step count stays where the optimizer keeps it; moments live with their parameter.
+        value = value if moment == "step" and parameter.device.type == "cpu" else value.to(parameter.device)
+        trainer.optimizer.state[parameter][moment] = value
+    trainer.resume_at(state["global_step"], state["cursor"])
 
 
 def recover(path: Path) -> None:

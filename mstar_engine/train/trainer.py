@@ -156,5 +156,9 @@ class Trainer:
     def load_state_dict(self, state: dict) -> None:
         """Continue from a saved state, bit for bit."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self.global_step = state["global_step"]
-        self._cursor = None if state["cursor"] is None else tuple(state["cursor"])
+        self.resume_at(state["global_step"], state["cursor"])
+
+    def resume_at(self, global_step: int, cursor: Sequence[int] | None) -> None:
+        """Set the step count and the (epoch, examples done) inside a started epoch."""
+        self.global_step = global_step
+        self._cursor = None if cursor is None else (cursor[0], cursor[1])

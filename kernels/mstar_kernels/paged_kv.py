@@ -1,0 +1,136 @@
+"""Writes into the paged K/V cache: tokens into slots, whole blocks into blocks (copy-on-write of a shared tail).
+
+Every index is checked before the first write: a bad plan must not leave a cache half written.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mstar_kernels import reference
+from mstar_kernels.dispatch import resolve
+
+try:
+    from mstar_kernels import _C
+except ImportError:  # a source tree without a build: the reference still runs
+    _C = None
+
+AVAILABLE = ("reference",) if _C is None else ("cpu", "reference")
+
+
+def store_kv(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slots: torch.Tensor,
+    *,
+    backend: str = "auto",
+    checked: bool = False,
+) -> None:
+    """Write the keys and values of T tokens into the cache, in place.
+
+    Args:
+        k, v: [T, Hkv, D], of the cache's dtype.
+        k_cache, v_cache: [blocks, Hkv, block_size, D], contiguous.
+        slots: int32 [T], distinct: slot = block * block_size + offset in the block.
+        backend: "auto", "triton", "cpu" or "reference".
+        checked: the caller answers for the values of `slots`.
+
+    Raises:
+        ValueError: a shape, dtype or device is wrong, or a slot is out of range or named twice; before any write.
+    """
+    _check_cache("store_kv", k_cache, v_cache)
+    blocks, kv_heads, block_size, head_dim = k_cache.shape
+    expected = (slots.shape[0] if slots.dim() == 1 else -1, kv_heads, head_dim)
+    for name, tensor in (("k", k), ("v", v)):
+        if tuple(tensor.shape) != expected:
+            raise ValueError(f"store_kv: {name} has shape {tuple(tensor.shape)}; expected {list(expected)}")
+        if tensor.dtype != k_cache.dtype or tensor.device != k_cache.device:
+            raise ValueError(
+                f"store_kv: {name} is {tensor.dtype} on {tensor.device}, the cache {k_cache.dtype} on {k_cache.device}"
+            )
+    _check_indices("store_kv", "slots", slots, k_cache, None if checked else blocks * block_size)
+    if not checked:
+        _check_distinct("store_kv", "slots", slots)
+    if resolve(backend, k_cache.device, AVAILABLE) == "cpu":
+        k, v = k.contiguous(), v.contiguous()
+        _C.store_kv(
+            k.data_ptr(), v.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(),
+            kv_heads, block_size, head_dim, k_cache.element_size(), slots.data_ptr(), slots.shape[0],
+        )  # fmt: skip
+    else:
+        reference.store_kv(k, v, k_cache, v_cache, slots)
+
+
+def copy_blocks(
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    src: torch.Tensor,
+    dst: torch.Tensor,
+    *,
+    backend: str = "auto",
+    checked: bool = False,
+) -> None:
+    """Copy whole blocks within the cache, in place: block dst[i] becomes block src[i].
+
+    Args:
+        k_cache, v_cache: [blocks, Hkv, block_size, D], contiguous.
+        src, dst: int32 [C] block ids; destinations are distinct and none is a source.
+        backend: "auto", "triton", "cpu" or "reference".
+        checked: the caller answers for the values of `src` and `dst`.
+
+    Raises:
+        ValueError: a shape, dtype or device is wrong, or a block is out of range, written twice, or both read and
+            written; before any write.
+    """
+    _check_cache("copy_blocks", k_cache, v_cache)
+    blocks, kv_heads, block_size, head_dim = k_cache.shape
+    if src.dim() != 1 or src.shape != dst.shape:
+        raise ValueError(f"copy_blocks: src has shape {tuple(src.shape)}, dst {tuple(dst.shape)}; expected [C] both")
+    for name, ids in (("src", src), ("dst", dst)):
+        _check_indices("copy_blocks", name, ids, k_cache, None if checked else blocks)
+    if not checked:
+        _check_distinct("copy_blocks", "dst", dst)
+        both = torch.isin(dst, src)
+        if bool(both.any()):
+            raise ValueError(f"copy_blocks: block {int(dst[both][0])} is in src and in dst")
+    if resolve(backend, k_cache.device, AVAILABLE) == "cpu":
+        _C.copy_blocks(
+            k_cache.data_ptr(), v_cache.data_ptr(), kv_heads, block_size, head_dim, k_cache.element_size(),
+            src.data_ptr(), dst.data_ptr(), src.shape[0],
+        )  # fmt: skip
+    else:
+        reference.copy_blocks(k_cache, v_cache, src, dst)
+
+
+def _check_cache(op: str, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
+    if k_cache.dim() != 4 or v_cache.shape != k_cache.shape:
+        raise ValueError(
+            f"{op}: k_cache has shape {tuple(k_cache.shape)}, v_cache {tuple(v_cache.shape)}; "
+            "expected [blocks, Hkv, block_size, D] both"
+        )
+    if v_cache.dtype != k_cache.dtype or v_cache.device != k_cache.device:
+        raise ValueError(f"{op}: k_cache is {k_cache.dtype} on {k_cache.device}, v_cache {v_cache.dtype} on {v_cache.device}")
+    if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
+        raise ValueError(f"{op}: k_cache and v_cache must be contiguous")
+
+
+def _check_indices(op: str, name: str, ids: torch.Tensor, k_cache: torch.Tensor, limit: int | None) -> None:
+    if ids.dtype != torch.int32 or ids.dim() != 1 or not ids.is_contiguous():
+        raise ValueError(f"{op}: {name} must be a contiguous int32 vector, not {ids.dtype} of shape {tuple(ids.shape)}")
+    if ids.device != k_cache.device:
+        raise ValueError(f"{op}: {name} is on {ids.device}, the cache on {k_cache.device}")
+    if limit is None or not ids.numel():
+        return
+    outside = (ids < 0) | (ids >= limit)
+    if bool(outside.any()):
+        at = int(outside.int().argmax())
+        raise ValueError(f"{op}: {name}[{at}]={int(ids[at])}; allowed: 0 to {limit - 1}")
+
+
+def _check_distinct(op: str, name: str, ids: torch.Tensor) -> None:
+    ordered = ids.sort().values
+    twice = ordered[1:] == ordered[:-1]
+    if bool(twice.any()):
+        raise ValueError(f"{op}: {name} holds {int(ordered[1:][twice][0])} more than once")

@@ -1,0 +1,38 @@
+"""Problem sets by name: what a run trains on, watches and is judged by."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from mstar_engine.config import DataConfig
+from mstar_engine.data.digits import captions, demonstrations, digits_problems
+from mstar_engine.types import Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSet:
+    """The problem sets of a run. `warmup` has responses to imitate; the others have golds. No problem is in two of them."""
+
+    warmup: list[Problem]
+    train: list[Problem]
+    validation: list[Problem]
+    test: list[Problem]
+    ood: list[Problem]
+
+
+def load_data(config: DataConfig, seed: int) -> DataSet:
+    """The data set that the configuration names. Raises ValueError for an unknown name or an empty set."""
+    if config.dataset_name != "digits":
+        raise ValueError(f"data.dataset_name={config.dataset_name!r}; allowed: digits")
+    worked = demonstrations(config.demonstrations, seed)
+    # Reading is kept alive during the warm-up, or the short demonstration set wears it down.
+    mixed = worked + captions(config.warmup_captions, seed + 1)
+    random.Random(f"warmup/{seed}").shuffle(mixed)
+    return DataSet(
+        warmup=mixed,
+        train=digits_problems("train", config.train_problems, seed),
+        validation=digits_problems("validation", config.validation_problems, seed),
+        test=digits_problems("test", config.test_problems, seed),
+        ood=digits_problems("ood", config.ood_problems, seed),
+    )

@@ -1,0 +1,202 @@
+"""The self-evolving loop (paper section 2): generate, judge, select, improve, measure, again.
+
+An iteration is a refresh of the data: the optimizer, its step count and its clock are the run's, unless the method says
+otherwise. Every finished group is on disk before the next is waited for, and each iteration ends with a checkpoint, so
+a run that is stopped anywhere goes on where it was and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mstar_engine.config import RunConfig
+from mstar_engine.evolve.measure import measure_policy
+from mstar_engine.evolve.methods import METHODS
+from mstar_engine.evolve.policy import Policy
+from mstar_engine.journal import plain
+from mstar_engine.report.progress import Progress
+from mstar_engine.reward.answers import judge
+from mstar_engine.reward.select import select
+from mstar_engine.run_directory import RunDirectory
+from mstar_engine.train.trainer import StepStats
+from mstar_engine.types import Group, Problem, SamplingParams, TrainingExample
+
+KEPT_CHECKPOINTS = 2
+
+
+class Evolution:
+    """Runs the iterations of one run over its labelled problems; `entries` holds a summary entry for each done."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDirectory,
+        policy: Policy,
+        problems: Sequence[Problem],
+        validation: Sequence[Problem],
+        progress: Progress,
+    ) -> None:
+        self.config = config
+        self.run = run
+        self.policy = policy
+        self.method = METHODS[config.evolve.method]
+        self.problems = problems
+        self.validation = validation
+        self.progress = progress
+        self.entries: list[dict[str, Any]] = []
+
+    def resume(self) -> int:
+        """Restore the newest checkpoint of an iteration, if any; returns the iteration to do next."""
+        done = sorted(self._checkpoints().glob("iteration_[0-9][0-9][0-9][0-9]"))
+        if not done:
+            return 0
+        state = self.policy.restore(done[-1])
+        self.entries = state["entries"]
+        return len(self.entries)
+
+    def iterate(self, iteration: int) -> dict[str, Any]:
+        """Do one iteration and return its summary entry. Interrupted, it can be done again without sampling anew."""
+        begun = time.perf_counter()
+        groups, sampling = self._generate(iteration)
+        examples = selected_examples(groups)
+        loss = self._improve(iteration, examples)
+        measured, _ = measure_policy(
+            self.policy.engine,
+            self.validation,
+            max_tokens=self.config.rollout.max_completion_length,
+            seed=self.config.seed,
+            samples=self.config.evaluate.pass_at_k_n,
+            k=self.config.evaluate.pass_at_k,
+            temperature=self.config.evaluate.temperature,
+        )
+        responses = [response for group in groups for response in group.responses]
+        entry = {
+            "iteration": iteration + 1,
+            "greedy": plain(measured.greedy),
+            "pass_at_1": plain(measured.pass_at_1),
+            "pass_at_k": plain(measured.pass_at_k),
+            "k": self.config.evaluate.pass_at_k,
+            "problems": len(groups),
+            "sampled": len(responses),
+            "correct": sum(bool(response.correct) for response in responses),
+            "kept": len(examples),
+            "temperature": self.config.rollout.temperature,
+            "entropy": float(np.mean([response.entropy.mean() for response in responses])),
+            "length": float(np.mean([len(response.token_ids) for response in responses])),
+            "loss": loss,
+            "global_step": self.policy.trainer.global_step,
+            "learning_rate": self.policy.trainer.schedule(max(0, self.policy.trainer.global_step - 1)),
+            "seconds": round(time.perf_counter() - begun, 3),
+            **sampling,
+        }
+        self.entries.append(entry)
+        self.policy.save(self._checkpoints() / f"iteration_{iteration:04d}", entries=self.entries)
+        self._drop_old_checkpoints()
+        self.run.journal.append("iteration", **entry)
+        return entry
+
+    def _generate(self, iteration: int) -> tuple[list[Group], dict[str, Any]]:
+        """Sample, judge, select and keep the responses of this iteration's problems."""
+        rollout, chosen = self.config.rollout, self.config.select
+        problems = interval(self.problems, self.config.evolve.interval, iteration, self.config.seed)
+        params = SamplingParams(
+            n=rollout.n,
+            temperature=rollout.temperature,
+            top_k=rollout.top_k,
+            top_p=rollout.top_p,
+            min_p=rollout.min_p,
+            max_tokens=rollout.max_completion_length,
+            seed=iteration_seed(self.config.seed, iteration),
+        )
+        with self.run.rollout_writer(iteration + 1) as writer:
+            missing = [problem for problem in problems if problem.id not in writer.finished]
+            with self.progress.phase(f"iteration {iteration + 1}: sample", len(problems)) as phase:
+                phase.advance(len(problems) - len(missing))
+                accepted = sampled = 0
+                for group in self.policy.engine.generate(missing, params) if missing else ():
+                    group = select(judge(group), chosen.kind, chosen.k, params.seed)
+                    writer.write(group)
+                    sampled += len(group.responses)
+                    accepted += sum(bool(response.correct) for response in group.responses)
+                    phase.advance(
+                        tokens_per_second=self.policy.engine.stats.tokens_per_second, accepted=accepted, sampled=sampled
+                    )
+            writer.finish()
+            groups = writer.groups({problem.id: problem for problem in problems})
+        stats = self.policy.engine.stats
+        rate = round(stats.tokens_per_second, 1) if missing else None
+        return groups, {"tokens_per_second": rate, "sample_seconds": round(stats.seconds, 3) if missing else 0.0}
+
+    def _improve(self, iteration: int, examples: list[TrainingExample]) -> float | None:
+        """One epoch on what was kept; the method's switches say from where and with which optimizer."""
+        trainer = self.policy.trainer
+        if self.method.start == "initial" and iteration > 0:
+            self.policy.restore(self._checkpoints() / "warmup")
+        if not self.method.inherit_optimizer:
+            trainer.reset_optimizer()
+        if self.method.clock == "iteration":
+            trainer.reset_clock()
+        limit = self.config.train.max_steps
+        if not examples or (limit >= 0 and trainer.global_step >= limit):
+            return None
+        size = self.config.train.per_device_train_batch_size * self.config.train.gradient_accumulation_steps
+        steps = -(-len(examples) // size)
+        with self.progress.phase(f"iteration {iteration + 1}: train", steps) as phase:
+
+            def advance(step: StepStats) -> None:
+                phase.advance(loss=step.loss)
+
+            epoch = trainer.train_epoch(
+                examples, batch_size=size, seed=self.config.seed, epoch=iteration, progress=advance
+            )
+        return epoch.loss
+
+    def _checkpoints(self) -> Path:
+        return self.run.path / "checkpoints"
+
+    def _drop_old_checkpoints(self) -> None:
+        for path in sorted(self._checkpoints().glob("iteration_[0-9][0-9][0-9][0-9]"))[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(path)
+
+
+def interval(problems: Sequence[Problem], share: float | int, iteration: int, seed: int) -> list[Problem]:
+    """The problems of one iteration: the next `share` (or number) of the labelled set, reshuffled after each full pass.
+
+    A function of its arguments alone, so a resumed run sees the same data. Every problem appears once in each pass;
+    the last part of a pass may be smaller.
+    """
+    count = share if isinstance(share, int) else max(1, round(share * len(problems)))
+    count = min(count, len(problems))
+    parts = -(-len(problems) // count)
+    order = list(range(len(problems)))
+    random.Random(f"interval/{seed}/{iteration // parts}").shuffle(order)
+    begin = (iteration % parts) * count
+    return [problems[index] for index in order[begin : begin + count]]
+
+
+def iteration_seed(seed: int, iteration: int) -> int:
+    """The sampling seed of an iteration: a problem met again in a later pass is answered with fresh draws."""
+    return seed * 1_000_003 + iteration + 1
+
+
+def selected_examples(groups: Sequence[Group]) -> list[TrainingExample]:
+    """What the improve phase imitates: the selected responses, by problem, then sample."""
+    return [
+        TrainingExample(problem=group.problem, response_ids=response.token_ids)
+        for group in groups
+        for response in group.responses
+        if response.selected
+    ]
+
+
+def evolve(evolution: Evolution, iterations: int, done: Callable[[dict[str, Any]], None]) -> None:
+    """Run the iterations that are not done yet, calling `done` with each new summary entry."""
+    for iteration in range(evolution.resume(), iterations):
+        done(evolution.iterate(iteration))

@@ -1,0 +1,55 @@
+"""Measuring a policy: one engine call per problem set, each prompt prefilled once for greedy and samples together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mstar_engine.evolve.dynamics import greedy_accuracy, pass_at_k, sample_accuracy, unbiased_pass_at_k
+from mstar_engine.reward.answers import judge
+from mstar_engine.rollout.engine import RolloutEngine
+from mstar_engine.types import Estimate, Group, Problem, SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """A policy on one problem set. The last three are None when nothing was sampled besides the greedy response."""
+
+    greedy: Estimate
+    pass_at_1: Estimate | None
+    pass_at_k: Estimate | None
+    unbiased_pass_at_k: Estimate | None
+
+
+def measure_policy(
+    engine: RolloutEngine,
+    problems: Sequence[Problem],
+    *,
+    max_tokens: int,
+    seed: int,
+    samples: int = 0,
+    k: int = 1,
+    temperature: float = 1.0,
+) -> tuple[Measurement, list[Group]]:
+    """Greedy accuracy of `problems` and, with `samples` more responses at `temperature`, Pass@1 and Pass@k.
+
+    Returns the measurement and the judged groups in problem order; response 0 of a group is the greedy one.
+    """
+    params = SamplingParams(n=1 + samples, temperature=temperature, max_tokens=max_tokens, seed=seed)
+    degrees = np.array([0.0] + [temperature] * samples, np.float32)
+    order = {problem.id: index for index, problem in enumerate(problems)}
+    groups = [judge(group) for group in engine.generate(problems, params, temperatures=lambda _: degrees)]
+    groups.sort(key=lambda group: order[group.problem.id])
+    greedy = [replace(group, responses=group.responses[:1]) for group in groups]
+    sampled = [replace(group, responses=group.responses[1:]) for group in groups] if samples else []
+    return (
+        Measurement(
+            greedy=greedy_accuracy(greedy),
+            pass_at_1=sample_accuracy(sampled, seed) if sampled else None,
+            pass_at_k=pass_at_k(sampled, k) if sampled else None,
+            unbiased_pass_at_k=unbiased_pass_at_k(sampled, k, seed) if sampled else None,
+        ),
+        groups,
+    )

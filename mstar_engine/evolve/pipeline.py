@@ -1,0 +1,211 @@
+"""The stages of a run over one run directory: pretrain, warmup, evolve, evaluate, report.
+
+A stage that is done is not done again; an interrupted one goes on from what it left on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from mstar_kernels import _C
+
+from mstar_engine.config import RunConfig
+from mstar_engine.data.sources import DataSet, load_data
+from mstar_engine.evolve.loop import Evolution, evolve
+from mstar_engine.evolve.measure import Measurement, measure_policy
+from mstar_engine.evolve.policy import Policy
+from mstar_engine.models.loading import save_model
+from mstar_engine.models.tiny import build_tiny
+from mstar_engine.report.html import write_report
+from mstar_engine.report.progress import Progress
+from mstar_engine.run_directory import RunDirectory
+from mstar_engine.train.checkpoint import recover
+from mstar_engine.train.collate import imitate
+from mstar_engine.train.pretrain import pretrain
+from mstar_engine.train.schedule import Schedule
+from mstar_engine.types import Problem
+
+TINY = "tiny"
+
+
+class Pipeline:
+    """One run: its configuration, directory, data and, from the warm-up on, its policy."""
+
+    def __init__(self, config: RunConfig, run: RunDirectory, progress: Progress) -> None:
+        self.config = config
+        self.run = run
+        self.progress = progress
+        self.data: DataSet = load_data(config.data, config.seed)
+        self.summary: dict[str, Any] = {"warmup": None, "evolve": [], "final": None, "seconds": {}}
+        self._policy: Policy | None = None
+        for name in ("base", "warmup", "final"):
+            recover(self._checkpoint(name))
+
+    def execute(self) -> dict[str, Any]:
+        """Do every configured stage that is not done yet; returns the summary, which is also written after each."""
+        use_threads(self.config.threads)
+        stages: dict[str, Callable[[], None]] = {
+            "pretrain": self.pretrain,
+            "warmup": self.warmup,
+            "evolve": self.evolve,
+            "evaluate": self.evaluate,
+            "report": self.report,
+        }
+        self._read_back()
+        for name in self.config.stages:
+            if name == "report" or not self.run.journal.done(name):
+                with self.run.journal.stage(name):
+                    stages[name]()
+                self._write_summary()
+        return self.summary
+
+    def pretrain(self) -> None:
+        """Build the tiny model and teach it to see. Any other checkpoint has had its pretraining."""
+        if self.config.model.model_name_or_path != TINY:
+            return
+        model, processor = build_tiny(self.config.seed)
+        pretrain(model, processor, self.config.pretrain, self.config.seed, self.progress)
+        save_model(model, processor, self._checkpoint("base"))
+
+    def warmup(self) -> None:
+        """Supervised training on demonstrations, then the measurement that evolution starts from (paper section 2)."""
+        warmup = self.config.warmup
+        self._policy = policy = Policy.load(self._base(), self.config, self._warmup_schedule())
+        examples = [imitate(problem, policy.encoder) for problem in self.data.warmup]
+        size = warmup.per_device_train_batch_size
+        total = self._warmup_steps(len(examples))
+        with self.progress.phase("warm-up", total) as phase:
+            done = epoch = 0
+            while done < total:
+                part = examples[: (total - done) * size]
+                policy.trainer.train_epoch(
+                    part,
+                    batch_size=size,
+                    seed=self.config.seed,
+                    epoch=epoch,
+                    progress=lambda step: phase.advance(loss=step.loss),
+                )
+                done += -(-len(part) // size)
+                epoch += 1
+        on_validation = self._measure("validation", self.data.validation, samples=self.config.evaluate.pass_at_k_n)
+        self.summary["warmup"] = {
+            "greedy": self._measure("test", self.data.test).greedy,
+            "ood_greedy": self._measure("out of distribution", self.data.ood).greedy if self.data.ood else None,
+            "validation_greedy": on_validation.greedy,
+            "pass_at_k": on_validation.pass_at_k,
+        }
+        # The evolution has its own clock; Adam's moments go on (paper section 3.1: one optimizer for the whole run).
+        policy.trainer.reset_clock()
+        self.run.journal.append("warmup", **self.summary["warmup"])
+        policy.save(self._checkpoint("warmup"))
+
+    def evolve(self) -> None:
+        """The self-evolving iterations."""
+        policy = self._warmed_up()
+        policy.trainer.schedule = self._evolve_schedule()
+        evolution = Evolution(self.config, self.run, policy, self.data.train, self.data.validation, self.progress)
+
+        def done(entry: dict[str, Any]) -> None:
+            self.summary["evolve"] = evolution.entries
+            self._write_summary()
+            self.progress.iteration(entry)
+
+        evolve(evolution, self.config.evolve.iterations, done)
+        self.summary["evolve"] = evolution.entries
+        policy.save(self._checkpoint("final"))
+
+    def evaluate(self) -> None:
+        """Greedy accuracy of the final policy on problems that no stage has looked at."""
+        if self._policy is None:
+            self._policy = Policy.load(self._checkpoint("final"), self.config, self._evolve_schedule())
+        self.summary["final"] = {
+            "greedy": self._measure("test", self.data.test).greedy,
+            "ood_greedy": self._measure("out of distribution", self.data.ood).greedy if self.data.ood else None,
+        }
+        self.run.journal.append("final", **self.summary["final"])
+
+    def report(self) -> None:
+        """The HTML report of what the run directory holds."""
+        self._write_summary()
+        for problem in [*self.data.train[:64], *self.data.validation[:16]]:
+            for image in problem.images[:1]:
+                self.run.write_report_image(problem.id, image)
+        write_report(self.run.path)
+
+    def _measure(self, name: str, problems: list[Problem], samples: int = 0) -> Measurement:
+        evaluate = self.config.evaluate
+        assert self._policy is not None
+        with self.progress.phase(f"measure on {name}", None):
+            return measure_policy(
+                self._policy.engine,
+                problems,
+                max_tokens=self.config.rollout.max_completion_length,
+                seed=self.config.seed,
+                samples=samples,
+                k=evaluate.pass_at_k,
+                temperature=evaluate.temperature,
+            )[0]
+
+    def _warmed_up(self) -> Policy:
+        if self._policy is None:
+            start = self._checkpoint("warmup")
+            if not start.exists():  # evolving a given checkpoint without a warm-up stage
+                self._policy = Policy.load(self._base(), self.config, self._evolve_schedule())
+                self._policy.save(start)
+            else:
+                self._policy = Policy.load(start, self.config, self._evolve_schedule())
+                self._policy.restore(start)
+        return self._policy
+
+    def _read_back(self) -> None:
+        """Take from the journal what earlier sittings measured."""
+        for name in ("warmup", "final"):
+            event = self.run.journal.last(name)
+            if event is not None:
+                self.summary[name] = {key: value for key, value in event.items() if key not in ("time", "event")}
+        entries = {event["iteration"]: event for event in self.run.journal.events if event["event"] == "iteration"}
+        self.summary["evolve"] = [
+            {key: value for key, value in entries[i].items() if key not in ("time", "event")} for i in sorted(entries)
+        ]
+
+    def _write_summary(self) -> None:
+        self.summary["seconds"] = self.run.journal.seconds()
+        self.run.write_summary(self.summary)
+
+    def _base(self) -> str | Path:
+        name = self.config.model.model_name_or_path
+        return self._checkpoint("base") if name == TINY else name
+
+    def _checkpoint(self, name: str) -> Path:
+        return self.run.path / "checkpoints" / name
+
+    def _warmup_steps(self, examples: int) -> int:
+        warmup = self.config.warmup
+        if warmup.max_steps >= 0:
+            return warmup.max_steps
+        return max(1, round(warmup.num_train_epochs * examples / warmup.per_device_train_batch_size))
+
+    def _warmup_schedule(self) -> Schedule:
+        warmup = self.config.warmup
+        return Schedule(peak=warmup.learning_rate, kind="constant", warmup=warmup.warmup_steps)
+
+    def _evolve_schedule(self) -> Schedule:
+        train = self.config.train
+        return Schedule(
+            peak=train.learning_rate,
+            kind="constant" if train.lr_scheduler_type == "constant_with_warmup" else train.lr_scheduler_type,
+            warmup=train.warmup_steps,
+            horizon=train.max_steps if train.max_steps > 0 else None,
+        )
+
+
+def use_threads(threads: int) -> None:
+    """Threads for torch and for the C++ kernels; 0 is one a core."""
+    import os
+
+    count = threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(count)
+    _C.set_num_threads(count)

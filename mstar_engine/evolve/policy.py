@@ -1,0 +1,69 @@
+"""The policy: the one model object that samples, is trained and is measured, with all that belongs to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, ProcessorMixin
+
+from mstar_engine.config import RunConfig
+from mstar_engine.models.loading import load_model
+from mstar_engine.models.prompts import PromptEncoder
+from mstar_engine.rollout.engine import RolloutEngine
+from mstar_engine.train.checkpoint import (
+    load_trainer_state,
+    load_weights,
+    restore_trainer,
+    save_checkpoint,
+    trainer_tensors,
+)
+from mstar_engine.train.schedule import Schedule
+from mstar_engine.train.trainer import Trainer
+
+
+class Policy:
+    """Model, processor, prompt cache, rollout engine and trainer over one set of parameters."""
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, config: RunConfig, schedule: Schedule) -> None:
+        rollout, train = config.rollout, config.train
+        self.model = model
+        self.processor = processor
+        self.encoder = PromptEncoder(processor)
+        self.engine = RolloutEngine(
+            model,
+            self.encoder,
+            max_rows=rollout.max_rows,
+            block_size=rollout.block_size,
+            kv_cache_memory=None if rollout.kv_cache_memory == "auto" else rollout.kv_cache_memory,
+        )
+        self.trainer = Trainer(
+            model,
+            self.encoder,
+            schedule,
+            betas=(train.adam_beta1, train.adam_beta2),
+            weight_decay=train.weight_decay,
+            max_grad_norm=train.max_grad_norm,
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, config: RunConfig, schedule: Schedule) -> Policy:
+        """The policy of a Hugging Face checkpoint directory, with a fresh optimizer."""
+        model, processor = load_model(
+            path, dtype=config.model.dtype, attn_implementation=config.model.attn_implementation
+        )
+        return cls(model, processor, config, schedule)
+
+    def save(self, path: Path, **state: Any) -> None:
+        """Write weights, optimizer moments, counters and `state` (JSON-ready) as one checkpoint."""
+        counters = {"global_step": self.trainer.global_step, "cursor": self.trainer.state_dict()["cursor"]}
+        save_checkpoint(
+            path, self.model, self.processor, tensors=trainer_tensors(self.trainer), state={**counters, **state}
+        )
+
+    def restore(self, path: Path) -> dict[str, Any]:
+        """Put a checkpoint's weights, moments and counters into this policy, bit for bit; returns the saved state."""
+        tensors, state = load_trainer_state(path)
+        load_weights(self.model, path)
+        restore_trainer(self.trainer, tensors, state)
+        return state

@@ -1,0 +1,80 @@
+"""One sitting of a run, as the command line starts it: take the directory, do the stages, say how it went."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import transformers
+
+from mstar_engine.config import RunConfig
+from mstar_engine.data.sources import load_data
+from mstar_engine.evolve.loop import interval
+from mstar_engine.evolve.pipeline import TINY, Pipeline
+from mstar_engine.models.compatibility import probe
+from mstar_engine.models.loading import load_model
+from mstar_engine.models.prompts import PromptEncoder
+from mstar_engine.models.tiny import build_tiny
+from mstar_engine.report.progress import Progress
+from mstar_engine.run_directory import RunDirectory
+
+
+def start(config: RunConfig, resume: bool) -> int:
+    """Do or continue the run of `config`; returns the exit status."""
+    transformers.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    with RunDirectory.create_or_resume(config, resume) as run, Progress() as progress:
+        summary = Pipeline(config, run, progress).execute()
+    print(closing_lines(config, summary))
+    return 0
+
+
+def closing_lines(config: RunConfig, summary: dict[str, Any]) -> str:
+    """What a run ends with on the terminal: accuracies before and after, seconds by stage, where the report is."""
+    lines = []
+    warmup, final = summary["warmup"], summary["final"]
+    for key, title in (("greedy", "test"), ("ood_greedy", "out of distribution")):
+        if warmup and final and warmup.get(key) and final.get(key):
+            lines.append(f"greedy accuracy, {title}: {_percent(warmup[key])} -> {_percent(final[key])}")
+    spent = {name: seconds for name, seconds in summary["seconds"].items() if seconds >= 0.05}
+    lines.append("seconds: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))
+    lines.append(f"report:  {config.output_dir}/report.html")
+    return "\n".join(lines)
+
+
+def dry_run(config: RunConfig) -> int:
+    """Load model and data, encode one prompt, and print what the run would do."""
+    transformers.logging.set_verbosity_error()
+    data = load_data(config.data, config.seed)
+    if config.model.model_name_or_path == TINY:
+        model, processor = build_tiny(config.seed)
+    else:
+        model, processor = load_model(config.model.model_name_or_path, dtype=config.model.dtype)
+    shape = probe(model)
+    prompt = PromptEncoder(processor).encode(data.train[0])
+    rollout, iterations = config.rollout, config.evolve.iterations
+    chunk = len(interval(data.train, config.evolve.interval, 0, config.seed))
+    longest = len(prompt.input_ids) + rollout.max_completion_length
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    lines = {
+        "model": f"{config.model.model_name_or_path}, {parameters:,} parameters, {shape.dtype}",
+        "problems": f"{len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test, "
+        f"{len(data.ood)} out of distribution, {len(data.warmup)} for the warm-up",
+        "prompt": f"{len(prompt.input_ids)} tokens (first problem), images included",
+        "iterations": f"{iterations} x {chunk} problems x {rollout.n} responses = {iterations * chunk * rollout.n:,} responses",
+        "K/V cache": f"{shape.bytes_per_token:,} bytes a token; at most "
+        f"{rollout.max_rows * longest * shape.bytes_per_token / 2**20:.0f} MiB for {rollout.max_rows} rows",
+        "weights": f"{parameters * shape.dtype.itemsize / 2**20:.0f} MiB, with AdamW "
+        f"{parameters * (shape.dtype.itemsize * 4) / 2**20:.0f} MiB",
+        "threads": f"{config.threads or torch.get_num_threads()}",
+    }
+    for name, value in lines.items():
+        print(f"{name + ':':12} {value}")
+    return 0
+
+
+def _percent(estimate: dict[str, float] | Any) -> str:
+    """An estimate as "61.3% (57.0-65.4)"."""
+    get = estimate.get if isinstance(estimate, dict) else lambda key: getattr(estimate, key)
+    return f"{100 * get('value'):.1f}% ({100 * get('low'):.1f} to {100 * get('high'):.1f}, n={get('items')})"
