@@ -3,11 +3,16 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
+#include <string>
+#include <vector>
+
 #include "cpu/isa.h"
 #include "cpu/paged_kv.h"
 #include "cpu/parallel.h"
 #include "cpu/sampling.h"
 #include "cpu/tree_attention.h"
+#include "rollout/scheduler.h"
 
 namespace py = pybind11;
 
@@ -115,6 +120,199 @@ void bind_paged_kv(py::module_& m) {
       "Unchecked; see mstar_kernels.paged_kv.");
 }
 
+// --- rollout ------------------------------------------------------------------------------------------------------
+
+// numpy views of one plan. They are made once and keep the scheduler's memory alive.
+struct PlanView {
+  std::shared_ptr<mstar::Scheduler> scheduler;
+  py::dict arrays;
+};
+
+struct SchedulerView {
+  std::shared_ptr<mstar::Scheduler> core;
+  py::object plan;
+};
+
+template <typename T>
+py::array_t<T> view_of(const std::shared_ptr<mstar::Scheduler>& owner, std::vector<T>& data,
+                       std::vector<py::ssize_t> shape = {}) {
+  if (shape.empty()) shape = {static_cast<py::ssize_t>(data.size())};
+  py::capsule base(new std::shared_ptr<mstar::Scheduler>(owner),
+                   [](void* held) { delete static_cast<std::shared_ptr<mstar::Scheduler>*>(held); });
+  return py::array_t<T>(shape, data.data(), base);
+}
+
+using Ints = py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>;
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+
+template <typename T, int Flags>
+std::vector<T> to_vector(const char* key, const py::array_t<T, Flags>& array) {
+  if (array.ndim() != 1)
+    throw py::value_error(std::string(key) + " has " + std::to_string(array.ndim()) + " dimensions; allowed: 1");
+  return std::vector<T>(array.data(), array.data() + array.size());
+}
+
+mstar::Policy policy_from(const std::string& name) {
+  if (name == "auto") return mstar::Policy::automatic;
+  if (name == "no_evict") return mstar::Policy::no_evict;
+  if (name == "watermark") return mstar::Policy::watermark;
+  throw py::value_error("policy=" + name + "; allowed: auto, no_evict, watermark");
+}
+
+SchedulerView make_scheduler(std::int32_t num_blocks, std::int32_t block_size, std::int32_t max_rows,
+                             std::int32_t max_prefill_tokens, std::int32_t max_sequence_length,
+                             std::vector<std::int32_t> stop_ids, const std::string& policy, double watermark,
+                             std::int32_t record_width) {
+  auto core = std::make_shared<mstar::Scheduler>(
+      mstar::SchedulerOptions{num_blocks, block_size, max_rows, max_prefill_tokens, max_sequence_length,
+                              std::move(stop_ids), policy_from(policy), watermark, record_width});
+  PlanView plan{core, {}};
+  mstar::Plan& arrays = core->plan();
+#define MSTAR_VIEW(name) plan.arrays[#name] = view_of(core, arrays.name)
+  MSTAR_VIEW(row_ids);
+  MSTAR_VIEW(row_groups);
+  MSTAR_VIEW(logit_rows);
+  MSTAR_VIEW(seed);
+  MSTAR_VIEW(problem);
+  MSTAR_VIEW(sample);
+  MSTAR_VIEW(position);
+  MSTAR_VIEW(temperature);
+  MSTAR_VIEW(top_k);
+  MSTAR_VIEW(top_p);
+  MSTAR_VIEW(min_p);
+  MSTAR_VIEW(token_ids);
+  MSTAR_VIEW(positions);
+  MSTAR_VIEW(slots);
+  MSTAR_VIEW(node_row_begin);
+  MSTAR_VIEW(node_row_end);
+  MSTAR_VIEW(node_table);
+  MSTAR_VIEW(node_length);
+  MSTAR_VIEW(node_start);
+  MSTAR_VIEW(copy_src);
+  MSTAR_VIEW(copy_dst);
+  MSTAR_VIEW(group_ids);
+  MSTAR_VIEW(token_begin);
+#undef MSTAR_VIEW
+  mstar::PrefixTree& tree = core->tree();
+  plan.arrays["block_table"] = view_of(core, tree.block_table(), {tree.max_nodes(), tree.max_blocks_per_node()});
+  return SchedulerView{core, py::cast(std::move(plan))};
+}
+
+py::dict rows_of(const mstar::Group& group, std::int32_t record_width) {
+  py::ssize_t total = 0;
+  for (const mstar::Row& row : group.rows) total += row.drawn();
+  py::array_t<std::int32_t> lengths(group.num_rows()), reasons(group.num_rows()), tokens(total);
+  py::array_t<float> records(std::vector<py::ssize_t>{total, record_width});
+  std::int32_t* next_token = tokens.mutable_data();
+  float* next_record = records.mutable_data();
+  for (const mstar::Row& row : group.rows) {
+    lengths.mutable_at(row.index) = row.drawn();
+    reasons.mutable_at(row.index) = static_cast<std::int32_t>(row.reason);
+    next_token = std::copy(row.tokens.begin(), row.tokens.end(), next_token);
+    next_record = std::copy(row.records.begin(), row.records.end(), next_record);
+  }
+  py::dict result;
+  result["lengths"] = lengths;
+  result["tokens"] = tokens;
+  result["records"] = records;
+  result["reasons"] = reasons;
+  return result;
+}
+
+py::dict stats_of(const mstar::SchedulerStats& stats) {
+  py::dict result;
+  result["prefill_tokens"] = stats.prefill_tokens;
+  result["extend_tokens"] = stats.extend_tokens;
+  result["decode_tokens"] = stats.decode_tokens;
+  result["sampled_tokens"] = stats.sampled_tokens;
+  result["preemptions"] = stats.preemptions;
+  result["copies"] = stats.copies;
+  result["free_blocks"] = stats.free_blocks;
+  result["used_blocks"] = stats.used_blocks;
+  result["waiting"] = stats.waiting;
+  result["running"] = stats.running;
+  result["preempted"] = stats.preempted;
+  return result;
+}
+
+void bind_scheduler(py::module_& m) {
+  py::class_<PlanView> plan(m, "Plan", R"(One step as flat numpy views onto the scheduler's memory, rewritten in place.
+
+Each array has its full capacity; slice it by the count of its kind (num_rows, num_tokens, num_nodes, num_groups,
+num_copies; token_begin by num_groups + 1). The views stay valid as long as they are held.)");
+  plan.def_property_readonly("kind", [](const PlanView& view) { return static_cast<int>(view.scheduler->plan().kind); });
+#define MSTAR_COUNT(name) \
+  plan.def_property_readonly(#name, [](const PlanView& view) { return view.scheduler->plan().name; })
+  MSTAR_COUNT(num_rows);
+  MSTAR_COUNT(num_tokens);
+  MSTAR_COUNT(num_nodes);
+  MSTAR_COUNT(num_groups);
+  MSTAR_COUNT(num_copies);
+  MSTAR_COUNT(num_draws);
+#undef MSTAR_COUNT
+  for (const char* name :
+       {"row_ids", "row_groups", "logit_rows", "seed", "problem", "sample", "position", "temperature", "top_k", "top_p",
+        "min_p", "token_ids", "positions", "slots", "node_row_begin", "node_row_end", "node_table", "node_length",
+        "node_start", "block_table", "copy_src", "copy_dst", "group_ids", "token_begin"})
+    plan.def_property_readonly(name, [name](const PlanView& view) { return py::object(view.arrays[name]); });
+
+  py::class_<SchedulerView>(m, "Scheduler", "Plans the steps of a rollout over a tree of shared prefixes.")
+      .def(py::init(&make_scheduler), py::arg("num_blocks"), py::arg("block_size"), py::arg("max_rows"),
+           py::arg("max_prefill_tokens"), py::arg("max_sequence_length"), py::arg("stop_ids"),
+           py::arg("policy") = "auto", py::arg("watermark") = 0.05, py::arg("record_width") = 4)
+      .def(
+          "submit",
+          [](SchedulerView& self, std::int32_t prompt_length, std::int32_t max_tokens, std::uint64_t seed,
+             std::uint64_t problem, const Ints& samples, const Floats& temperature, const Ints& top_k,
+             const Floats& top_p, const Floats& min_p) {
+            return self.core->submit({prompt_length, max_tokens, seed, problem, to_vector("samples", samples),
+                                      to_vector("temperature", temperature), to_vector("top_k", top_k),
+                                      to_vector("top_p", top_p), to_vector("min_p", min_p)});
+          },
+          py::arg("prompt_length"), py::arg("max_tokens"), py::arg("seed"), py::arg("problem"), py::arg("samples"),
+          py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
+          "Queue a group of len(samples) rows below one prompt; its handle. ValueError when it can never run.")
+      .def(
+          "next_plan",
+          [](SchedulerView& self) {
+            py::gil_scoped_release release;
+            return static_cast<int>(self.core->next_plan());
+          },
+          "Plan a step: 0 idle, 1 prefill, 2 extend, 3 decode. RuntimeError while a plan is outstanding.")
+      .def_property_readonly("plan", [](const SchedulerView& self) { return self.plan; })
+      .def(
+          "commit",
+          [](SchedulerView& self, const py::array_t<std::int32_t, py::array::c_style>& tokens,
+             const py::array_t<float, py::array::c_style>& records) {
+            const std::int32_t* token_data = tokens.data();
+            const float* record_data = records.data();
+            const py::ssize_t num_tokens = tokens.size(), num_records = records.size();
+            py::gil_scoped_release release;
+            self.core->commit(token_data, num_tokens, record_data, num_records);
+          },
+          py::arg("tokens"), py::arg("records"),
+          "The step ran: tokens int32 [num_draws], records float32 [num_draws, record_width], in row order.")
+      .def("rollback", [](SchedulerView& self) { self.core->rollback(); },
+           "The step failed: undo its plan. The next plan is the same one.")
+      .def("abort", [](SchedulerView& self, std::int32_t group) { self.core->abort(group); }, py::arg("group"),
+           "End a group; its rows keep what they drew. During a step it takes effect when the step ends.")
+      .def("finished", [](SchedulerView& self) { return self.core->finished(); },
+           "Handles of the groups that ended since the last call.")
+      .def(
+          "take",
+          [](SchedulerView& self, std::int32_t group) {
+            return rows_of(*self.core->take(group), self.core->options().record_width);
+          },
+          py::arg("group"),
+          R"(What an ended group drew, which is then forgotten: lengths int32 [n], tokens int32 [sum of lengths],
+records float32 [sum of lengths, record_width], reasons int32 [n] (0 stop, 1 length, 2 abort).)")
+      .def("has_work", [](const SchedulerView& self) { return self.core->has_work(); })
+      .def("stats", [](const SchedulerView& self) { return stats_of(self.core->stats()); },
+           "Totals of committed steps; free_blocks, used_blocks, waiting (groups), running and preempted (rows) now.")
+      .def("audit", [](const SchedulerView& self) { self.core->audit(); },
+           "RuntimeError when an invariant is broken. For tests.");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -123,4 +321,5 @@ PYBIND11_MODULE(_C, m) {
   bind_sampling(m);
   bind_tree_attention(m);
   bind_paged_kv(m);
+  bind_scheduler(m);
 }

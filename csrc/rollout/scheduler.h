@@ -1,0 +1,162 @@
+// The rollout scheduler: which rows run in the next step, and in which blocks. A pure state machine:
+// submit -> (next_plan -> commit | rollback)* -> finished -> take.
+//
+// Order is age: waiting groups are younger than preempted rows, which are younger than running rows. Preemption takes
+// the youngest running row, resumption the oldest preempted one, and nobody is admitted past a preempted row; so each
+// of the three is a queue whose ends meet, and the running rows are sorted group-major without sorting.
+//
+// The policy no_evict admits a group only when the worst case of all running rows fits, so nothing is ever preempted.
+// The policy watermark admits while a reserve stays free and preempts when a decode step lacks blocks. A preempted row
+// keeps its tokens: its cache is recomputed (extend), what was drawn never changes.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "rollout/block_pool.h"
+#include "rollout/group.h"
+#include "rollout/plan.h"
+#include "rollout/prefix_tree.h"
+
+namespace mstar {
+
+enum class Policy { automatic, no_evict, watermark };
+
+struct SchedulerOptions {
+  std::int32_t num_blocks = 0;
+  std::int32_t block_size = 0;
+  std::int32_t max_rows = 0;
+  std::int32_t max_prefill_tokens = 0;
+  std::int32_t max_sequence_length = 0;
+  std::vector<std::int32_t> stop_ids;
+  Policy policy = Policy::automatic;
+  double watermark = 0.05;
+  std::int32_t record_width = 4;
+};
+
+// Totals of committed steps, and the state of the moment.
+struct SchedulerStats {
+  std::int64_t prefill_tokens = 0, extend_tokens = 0, decode_tokens = 0, sampled_tokens = 0;
+  std::int64_t preemptions = 0, copies = 0;
+  std::int32_t free_blocks = 0, used_blocks = 0;
+  std::int32_t waiting = 0;             // groups
+  std::int32_t running = 0, preempted = 0;  // rows
+};
+
+class Scheduler {
+ public:
+  // Throws std::invalid_argument naming the option.
+  explicit Scheduler(SchedulerOptions options);
+
+  // Queues a group; its handle. Throws std::invalid_argument when it is malformed or can never run.
+  std::int32_t submit(GroupRequest request);
+
+  // Plans a step. Throws std::logic_error while a plan is outstanding. An idle plan is not outstanding.
+  PlanKind next_plan();
+  const Plan& plan() const { return plan_; }
+  Plan& plan() { return plan_; }
+  PrefixTree& tree() { return tree_; }
+
+  // The step ran: `count` = plan().num_draws tokens and count x record_width records, in row order.
+  void commit(const std::int32_t* tokens, std::int64_t count, const float* records, std::int64_t num_records);
+  // The step failed: as if it had not been planned.
+  void rollback();
+
+  // Ends a group; its rows keep what they drew. During a step it takes effect when the step ends. A finished group
+  // is left as it is. Throws std::invalid_argument for an unknown handle.
+  void abort(std::int32_t handle);
+  // Groups that ended since the last call.
+  std::vector<std::int32_t> finished();
+  // The rows of an ended group, which is forgotten. Throws std::invalid_argument when it has not ended.
+  std::unique_ptr<Group> take(std::int32_t handle);
+  bool has_work() const { return !waiting_.empty() || !running_.empty() || !preempted_.empty(); }
+  SchedulerStats stats() const;
+  const SchedulerOptions& options() const { return options_; }
+
+  // Throws std::logic_error when an invariant is broken. For tests.
+  void audit() const;
+
+ private:
+  struct Eviction {
+    Row* row;
+    std::vector<ClosedNode> nodes;
+  };
+  struct Resumption {
+    Row* row;
+    bool was_open;  // its prompt was prefilled again in the step before
+  };
+  struct PrivateCopy {
+    NodeId leaf;
+    std::int32_t index;
+    std::int32_t shared;
+  };
+
+  // scheduler.cpp: the life of groups
+  void validate(const GroupRequest& request) const;
+  void append(Row& row, std::int32_t token, const float* records);
+  void finish(Row& row, Reason reason);
+  void finish_drawn(std::int32_t first_row);
+  void end(Group& group);
+  void abort_now(Group& group);
+  void apply_aborts();
+  void open_leaf(Row& row, NodeId leaf);
+  void close_leaf(Row& row, std::vector<ClosedNode>* closed = nullptr);
+  bool is_no_evict() const { return policy_ != Policy::watermark; }
+
+  // step.cpp: planning
+  bool plan_resume();
+  bool plan_prompt_again(Row& row);
+  bool may_resume(const Row& row) const;
+  void resume(Row& row);
+  bool plan_admission();
+  bool may_admit(const Group& group) const;
+  void admit(Group& group);
+  void write_prompt(const Group& group);
+  bool plan_decode();
+  bool advance();
+  void make_room();
+  void preempt_youngest();
+  void place(Row& row);
+  void write_row(std::int32_t r, const Row& row);
+  void write_nodes(std::int32_t first_row, std::int32_t unfed);
+
+  SchedulerOptions options_;
+  Policy policy_;
+  std::int32_t reserve_;  // blocks the watermark keeps free
+  BlockPool pool_;
+  PrefixTree tree_;
+  Plan plan_;
+  SchedulerStats totals_;
+
+  std::unordered_map<std::int32_t, std::unique_ptr<Group>> groups_;
+  std::deque<Group*> waiting_;
+  std::vector<Row*> running_;  // in a prefill or extend plan, the plan's rows are the last ones
+  std::deque<Row*> preempted_;
+  std::vector<std::int32_t> finished_;
+  std::vector<std::int32_t> aborts_;  // asked for during the outstanding step
+  std::int32_t next_handle_ = 0;
+  std::int32_t next_row_id_ = 0;
+  std::int64_t worst_running_ = 0;  // blocks all admitted rows may come to need
+
+  // The outstanding step, and how to undo it.
+  bool outstanding_ = false;
+  std::vector<Group*> admitted_;
+  std::vector<Resumption> resumed_;
+  Row* prompted_again_ = nullptr;
+  std::vector<NodeId> grown_;
+  std::vector<PrivateCopy> copied_;
+  std::vector<Eviction> evicted_;
+
+  // The decode plan in place is advanced, not rewritten, while the running rows stay the same.
+  bool layout_valid_ = false;
+  std::int32_t steps_to_length_ = 0;      // until the first row reaches its max_tokens
+  std::vector<std::int32_t> room_;        // by row of the plan: tokens that still fit its last block
+  std::vector<std::int32_t> crossing_;    // rows of the plan that begin a new block
+  std::vector<std::int32_t> node_index_;  // by node: its place in the plan, while nodes are written
+};
+
+}  // namespace mstar

@@ -1,0 +1,377 @@
+// Planning a step, and undoing the plan of a step that failed. Resumption comes first, then admission, then decode.
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+
+#include "rollout/scheduler.h"
+
+namespace mstar {
+
+PlanKind Scheduler::next_plan() {
+  if (outstanding_) throw std::logic_error("next_plan: the last plan was neither committed nor rolled back");
+  admitted_.clear();
+  resumed_.clear();
+  prompted_again_ = nullptr;
+  grown_.clear();
+  copied_.clear();
+  evicted_.clear();
+  if (plan_resume() || plan_admission()) {
+    layout_valid_ = false;
+    outstanding_ = true;
+  } else if (plan_decode()) {
+    outstanding_ = true;
+  } else {
+    layout_valid_ = false;
+    plan_.reset(PlanKind::idle);
+  }
+  return plan_.kind;
+}
+
+void Scheduler::rollback() {
+  if (!outstanding_) throw std::logic_error("rollback: no plan is outstanding");
+  outstanding_ = false;
+  layout_valid_ = false;
+  for (auto it = admitted_.rbegin(); it != admitted_.rend(); ++it) {
+    Group& group = **it;
+    for (Row& row : group.rows) {
+      close_leaf(row);
+      row.state = RowState::waiting;
+    }
+    running_.resize(running_.size() - group.rows.size());
+    worst_running_ -= group.shared_worst + std::int64_t{group.num_rows()} * group.row_worst;
+    group.admitted = false;
+    waiting_.push_front(&group);
+  }
+  if (prompted_again_ != nullptr) close_leaf(*prompted_again_);
+  for (auto it = resumed_.rbegin(); it != resumed_.rend(); ++it) {
+    Row& row = *it->row;
+    if (it->was_open)
+      while (tree_.num_blocks(row.leaf) > (row.group->tail_tokens > 0)) tree_.pop(row.leaf);
+    else
+      close_leaf(row);
+    row.state = RowState::preempted;
+    running_.pop_back();
+    preempted_.push_front(&row);
+  }
+  for (const NodeId leaf : grown_) tree_.pop(leaf);
+  for (const PrivateCopy& copy : copied_) tree_.make_shared(copy.leaf, copy.index, copy.shared);
+  for (auto it = evicted_.rbegin(); it != evicted_.rend(); ++it) {
+    Row& row = *it->row;
+    const NodeId leaf = it->nodes.front().id;
+    for (auto node = it->nodes.rbegin(); node != it->nodes.rend(); ++node) tree_.reopen(*node);
+    open_leaf(row, leaf);
+    row.state = RowState::running;
+    preempted_.pop_front();
+    running_.push_back(&row);
+  }
+  apply_aborts();
+}
+
+// --- resumption ---------------------------------------------------------------------------------------------------
+
+// Blocks of a row's own that its recomputed tokens fill.
+static std::int32_t leaf_blocks(const Row& row, std::int32_t block_size) {
+  return (row.group->tail_tokens + row.drawn() - 1 + block_size - 1) / block_size;
+}
+
+bool Scheduler::may_resume(const Row& row) const {
+  if (running_.size() == static_cast<std::size_t>(options_.max_rows)) return false;
+  if (running_.empty()) return true;  // all blocks but this row's own are free, and its longest form fits
+  std::int32_t need = leaf_blocks(row, options_.block_size) + 1;
+  if (row.leaf != kNoNode)
+    need -= tree_.num_blocks(row.leaf);
+  else if (row.group->open_leaves == 0)
+    need += row.group->full_blocks;
+  return pool_.free_count() - need >= reserve_;
+}
+
+bool Scheduler::plan_resume() {
+  if (preempted_.empty() || !may_resume(*preempted_.front())) return false;
+  if (preempted_.front()->group->open_leaves == 0) return plan_prompt_again(*preempted_.front());
+  plan_.reset(PlanKind::extend);
+  while (!preempted_.empty()) {
+    Row& row = *preempted_.front();
+    if (row.group->open_leaves == 0 || !may_resume(row)) break;
+    if (plan_.num_rows > 0 && plan_.num_tokens + row.drawn() - 1 > options_.max_prefill_tokens) break;
+    resume(row);
+  }
+  write_nodes(static_cast<std::int32_t>(running_.size()) - plan_.num_rows, 1);
+  return true;
+}
+
+// The row's prompt left with its last running sibling: it is prefilled once more, for this row to hold.
+bool Scheduler::plan_prompt_again(Row& row) {
+  Group& group = *row.group;
+  plan_.reset(PlanKind::prefill);
+  const NodeId prompt = group.full_blocks > 0 ? tree_.open(kNoNode, 0) : kNoNode;
+  for (std::int32_t j = 0; j < group.full_blocks; ++j) tree_.append(prompt);
+  open_leaf(row, tree_.open(prompt, group.full_blocks * options_.block_size));
+  if (group.tail_tokens > 0) tree_.append(row.leaf);
+  prompted_again_ = &row;
+  write_prompt(group);
+  return true;
+}
+
+void Scheduler::resume(Row& row) {
+  const Group& group = *row.group;
+  const std::int32_t size = options_.block_size;
+  const bool was_open = row.leaf != kNoNode;
+  if (!was_open) {
+    // The first open leaf was there before this plan, so its blocks are no destination of a copy of this plan.
+    const Row& sibling = *std::find_if(group.rows.begin(), group.rows.end(),
+                                       [](const Row& other) { return other.leaf != kNoNode; });
+    open_leaf(row, tree_.open(tree_.parent(sibling.leaf), tree_.start(sibling.leaf)));
+    if (group.tail_tokens > 0) {
+      plan_.copy_src[plan_.num_copies] = tree_.block(sibling.leaf, 0);
+      plan_.copy_dst[plan_.num_copies++] = tree_.append(row.leaf);
+    }
+  }
+  while (tree_.num_blocks(row.leaf) < leaf_blocks(row, size)) tree_.append(row.leaf);
+
+  for (std::int32_t i = 0; i + 1 < row.drawn(); ++i) {
+    const std::int32_t t = plan_.num_tokens++;
+    const std::int32_t offset = group.tail_tokens + i;
+    plan_.token_ids[t] = row.tokens[i];
+    plan_.positions[t] = group.request.prompt_length + i;
+    plan_.slots[t] = tree_.block(row.leaf, offset / size) * size + offset % size;
+  }
+  write_row(plan_.num_rows, row);
+  plan_.logit_rows[plan_.num_rows++] = -1;
+  plan_.group_ids[plan_.num_groups++] = group.handle;
+  plan_.token_begin[plan_.num_groups] = plan_.num_tokens;
+
+  row.state = RowState::running;
+  preempted_.pop_front();
+  running_.push_back(&row);
+  resumed_.push_back({&row, was_open});
+}
+
+// --- admission ----------------------------------------------------------------------------------------------------
+
+bool Scheduler::may_admit(const Group& group) const {
+  const std::int32_t n = group.num_rows();
+  if (static_cast<std::int32_t>(running_.size()) + n > options_.max_rows) return false;
+  if (plan_.num_groups > 0 && std::int64_t{plan_.num_tokens} + group.request.prompt_length > options_.max_prefill_tokens)
+    return false;
+  if (is_no_evict())
+    return worst_running_ + group.shared_worst + std::int64_t{n} * group.row_worst <= options_.num_blocks;
+  return running_.empty() || std::int64_t{pool_.free_count()} - group.prompt_blocks() - n >= reserve_;
+}
+
+bool Scheduler::plan_admission() {
+  if (waiting_.empty() || !preempted_.empty()) return false;
+  const std::int32_t groups_before = plan_.num_groups;
+  plan_.num_groups = 0;  // what may_admit counts; the rest of the last plan stays in case it is advanced
+  if (!may_admit(*waiting_.front())) {
+    plan_.num_groups = groups_before;
+    return false;
+  }
+  plan_.reset(PlanKind::prefill);
+  while (!waiting_.empty() && may_admit(*waiting_.front())) admit(*waiting_.front());
+  return true;
+}
+
+void Scheduler::admit(Group& group) {
+  const NodeId prompt = group.full_blocks > 0 ? tree_.open(kNoNode, 0) : kNoNode;
+  for (std::int32_t j = 0; j < group.full_blocks; ++j) tree_.append(prompt);
+  for (Row& row : group.rows) {
+    if (row.index == 0) {
+      open_leaf(row, tree_.open(prompt, group.full_blocks * options_.block_size));
+      if (group.tail_tokens > 0) tree_.append(row.leaf);
+    } else {
+      open_leaf(row, tree_.fork(group.rows[0].leaf));
+    }
+    write_row(plan_.num_rows, row);
+    plan_.logit_rows[plan_.num_rows++] = plan_.num_groups;
+    row.state = RowState::running;
+    running_.push_back(&row);
+  }
+  plan_.num_draws = plan_.num_rows;
+  write_prompt(group);
+
+  group.admitted = true;
+  worst_running_ += group.shared_worst + std::int64_t{group.num_rows()} * group.row_worst;
+  waiting_.pop_front();
+  admitted_.push_back(&group);
+}
+
+// The prompt's tokens, once for all rows. Their ids are the caller's.
+void Scheduler::write_prompt(const Group& group) {
+  const std::int32_t size = options_.block_size;
+  const auto holder = std::find_if(group.rows.begin(), group.rows.end(),
+                                   [](const Row& row) { return row.leaf != kNoNode; });
+  const NodeId prompt = tree_.parent(holder->leaf);
+  const std::int32_t length = group.request.prompt_length;
+  for (std::int32_t begin = 0, j = 0; begin < length; begin += size, ++j) {
+    const std::int32_t block = j < group.full_blocks ? tree_.block(prompt, j) : tree_.block(holder->leaf, 0);
+    const std::int32_t in_block = std::min(size, length - begin);
+    for (std::int32_t i = 0; i < in_block; ++i) {
+      const std::int32_t t = plan_.num_tokens++;
+      plan_.token_ids[t] = -1;
+      plan_.positions[t] = begin + i;
+      plan_.slots[t] = block * size + i;
+    }
+  }
+  plan_.group_ids[plan_.num_groups++] = group.handle;
+  plan_.token_begin[plan_.num_groups] = plan_.num_tokens;
+}
+
+// --- decode -------------------------------------------------------------------------------------------------------
+
+bool Scheduler::plan_decode() {
+  if (running_.empty()) return false;
+  if (layout_valid_ && advance()) return true;
+  make_room();
+  plan_.reset(PlanKind::decode);
+  steps_to_length_ = std::numeric_limits<std::int32_t>::max();
+  for (Row* row : running_) {
+    const std::int32_t r = plan_.num_rows;
+    write_row(r, *row);
+    plan_.logit_rows[r] = r;
+    place(*row);
+    steps_to_length_ = std::min(steps_to_length_, row->group->request.max_tokens - row->drawn());
+  }
+  plan_.num_draws = plan_.num_rows;
+  write_nodes(0, 0);
+  layout_valid_ = true;
+  return true;
+}
+
+// The same rows as in the step before, each one token further. False when blocks lack: somebody must go.
+bool Scheduler::advance() {
+  const std::int32_t rows = plan_.num_rows;
+  std::int32_t* room = room_.data();
+  std::int32_t crossing = 0;
+  for (std::int32_t r = 0; r < rows; ++r) {
+    crossing_[crossing] = r;
+    crossing += room[r] == 0;
+  }
+  if (crossing > pool_.free_count()) return false;
+  // One array a loop: each is a plain vector increment.
+  for (std::int32_t r = 0; r < rows; ++r) --room[r];
+  std::int32_t* position = plan_.position.data();
+  for (std::int32_t r = 0; r < rows; ++r) ++position[r];
+  std::int32_t* positions = plan_.positions.data();
+  for (std::int32_t r = 0; r < rows; ++r) ++positions[r];
+  std::int32_t* slots = plan_.slots.data();
+  for (std::int32_t r = 0; r < rows; ++r) ++slots[r];
+  std::int32_t* leaf_length = plan_.node_length.data() + plan_.num_nodes - rows;
+  for (std::int32_t r = 0; r < rows; ++r) ++leaf_length[r];
+  for (std::int32_t i = 0; i < crossing; ++i) {
+    const std::int32_t r = crossing_[i];
+    const NodeId leaf = running_[r]->leaf;
+    slots[r] = tree_.append(leaf) * options_.block_size;
+    room[r] = options_.block_size - 1;
+    grown_.push_back(leaf);
+  }
+  plan_.num_copies = 0;
+  return true;
+}
+
+// Preempts the youngest rows until each of the rest has a block to write to. One row alone always has: submit
+// refuses a row that does not fit by itself.
+void Scheduler::make_room() {
+  const auto next_block = [this](const Row& row) {
+    return (row.group->tail_tokens + row.drawn() - 1) / options_.block_size;
+  };
+  const auto needs_block = [&](const Row& row) {
+    const std::int32_t index = next_block(row);
+    return index == tree_.num_blocks(row.leaf) || tree_.shared(row.leaf, index);
+  };
+  std::int32_t need = 0;
+  const Row* last = nullptr;
+  for (const Row* row : running_) {
+    const std::int32_t index = next_block(*row);
+    if (index == tree_.num_blocks(row->leaf)) {
+      ++need;
+    } else if (tree_.shared(row->leaf, index)) {
+      // Of the rows that share a block, one keeps it.
+      need += last != nullptr && last->group == row->group;
+      last = row;
+    }
+  }
+  while (need > pool_.free_count()) {
+    need -= needs_block(*running_.back());
+    preempt_youngest();
+  }
+}
+
+void Scheduler::preempt_youngest() {
+  Row& row = *running_.back();
+  evicted_.push_back({&row, {}});
+  close_leaf(row, &evicted_.back().nodes);
+  row.state = RowState::preempted;
+  running_.pop_back();
+  preempted_.push_front(&row);
+}
+
+// Where the row's last token, which this step feeds, is stored.
+void Scheduler::place(Row& row) {
+  const Group& group = *row.group;
+  const std::int32_t size = options_.block_size;
+  const std::int32_t offset = group.tail_tokens + row.drawn() - 1;
+  const std::int32_t index = offset / size;
+  if (index == tree_.num_blocks(row.leaf)) {
+    tree_.append(row.leaf);
+    grown_.push_back(row.leaf);
+  } else if (tree_.shared(row.leaf, index)) {
+    const BlockCopy copy = tree_.make_private(row.leaf, index);
+    copied_.push_back({row.leaf, index, copy.src});
+    plan_.copy_src[plan_.num_copies] = copy.src;
+    plan_.copy_dst[plan_.num_copies++] = copy.dst;
+  }
+  const std::int32_t r = plan_.num_rows++;
+  const std::int32_t t = plan_.num_tokens++;
+  plan_.token_ids[t] = row.tokens.back();
+  plan_.positions[t] = group.request.prompt_length + row.drawn() - 1;
+  plan_.slots[t] = tree_.block(row.leaf, index) * size + offset % size;
+  room_[r] = size - 1 - offset % size;
+}
+
+// --- rows and nodes -----------------------------------------------------------------------------------------------
+
+void Scheduler::write_row(std::int32_t r, const Row& row) {
+  const GroupRequest& request = row.group->request;
+  plan_.row_ids[r] = row.id;
+  plan_.row_groups[r] = row.group->handle;
+  plan_.seed[r] = request.seed;
+  plan_.problem[r] = request.problem;
+  plan_.sample[r] = request.samples[row.index];
+  plan_.position[r] = row.drawn();
+  plan_.temperature[r] = request.temperature[row.index];
+  plan_.top_k[r] = request.top_k[row.index];
+  plan_.top_p[r] = request.top_p[row.index];
+  plan_.min_p[r] = request.min_p[row.index];
+}
+
+// The nodes of the running rows from `first_row` on, whose last `unfed` tokens are not in the cache.
+void Scheduler::write_nodes(std::int32_t first_row, std::int32_t unfed) {
+  const std::int32_t size = options_.block_size;
+  std::int32_t count = 0;
+  const auto write = [&](NodeId node, std::int32_t begin, std::int32_t length) {
+    plan_.node_row_begin[count] = begin;
+    plan_.node_row_end[count] = begin + 1;
+    plan_.node_table[count] = node;
+    plan_.node_length[count] = length;
+    plan_.node_start[count] = tree_.start(node);
+    ++count;
+  };
+  for (std::int32_t r = 0; r < plan_.num_rows; ++r) {
+    for (NodeId node = tree_.parent(running_[first_row + r]->leaf); node != kNoNode; node = tree_.parent(node)) {
+      if (node_index_[node] >= 0) {
+        plan_.node_row_end[node_index_[node]] = r + 1;
+      } else {
+        node_index_[node] = count;
+        write(node, r, tree_.num_blocks(node) * size);
+      }
+    }
+  }
+  for (std::int32_t m = 0; m < count; ++m) node_index_[plan_.node_table[m]] = -1;
+  for (std::int32_t r = 0; r < plan_.num_rows; ++r) {
+    const Row& row = *running_[first_row + r];
+    write(row.leaf, r, row.group->request.prompt_length + row.drawn() - unfed - tree_.start(row.leaf));
+  }
+  plan_.num_nodes = count;
+}
+
+}  // namespace mstar
