@@ -226,20 +226,17 @@ class _Call:
         plan = scheduler.plan
         kind = scheduler.next_plan()
         try:
-            if kind == EXTEND:
-                runner.extend()
-                scheduler.commit(np.empty(0, np.int32), np.empty((0, 4), np.float32))
-                return
             if kind == PREFILL:
                 handles = plan.group_ids[: plan.num_groups].tolist()
                 logits = runner.prefill([self.live[handle].prompt for handle in handles])
+            elif kind == EXTEND:
+                runner.extend()
             else:
                 logits = runner.decode()
-            rows = plan.num_rows
-            if rows == 0:  # prompts of preempted rows, computed again: nothing is drawn
+            if plan.num_draws == 0:  # what preempted rows had lost is computed again: nothing is drawn
                 scheduler.commit(np.empty(0, np.int32), np.empty((0, 4), np.float32))
                 return
-            drawn = self._sample(logits, plan, rows)
+            drawn = self._sample(logits, plan, plan.num_draws)
             scheduler.commit(drawn.tokens.cpu().numpy(), drawn.records.cpu().numpy())
         except BaseException:
             scheduler.rollback()

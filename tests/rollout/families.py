@@ -1,11 +1,9 @@
 """Tiny random-weight models of several families, with prompts made by hand: what the engine must run without knowing them."""
 
-from dataclasses import dataclass
-
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-from mstar_engine.models.prompts import EncodedPrompt
+from mstar_engine.models.prompts import EncodedPrompt, PromptEncoder
 from mstar_engine.types import Problem
 
 IMAGE, VISION_START, VISION_END, EOS, PAD = 1, 2, 3, 4, 0
@@ -24,12 +22,12 @@ TEXT = dict(
 )
 
 
-@dataclass(frozen=True)
-class FixedPrompts:
-    """Stands where a PromptEncoder stands, for families whose tokenizers cannot be had offline."""
+class FixedPrompts(PromptEncoder):
+    """Prompts made by hand, for families whose tokenizers cannot be had offline."""
 
-    prompts: dict[str, EncodedPrompt]
-    processor: object
+    def __init__(self, prompts: dict[str, EncodedPrompt], processor: object) -> None:
+        super().__init__(processor)
+        self.prompts = prompts
 
     def encode(self, problem: Problem) -> EncodedPrompt:
         return self.prompts[problem.id]

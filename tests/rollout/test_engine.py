@@ -1,0 +1,215 @@
+"""The engine against `model.generate`, and against itself under every schedule."""
+
+import numpy as np
+import pytest
+import torch
+from families import CONFIGS, FixedPrompts, build, prompt
+
+from mstar_engine.models.tiny import build_tiny
+from mstar_engine.rollout.engine import RolloutEngine
+from mstar_engine.types import Group, Problem, SamplingParams
+
+MAX_TOKENS = 20
+LENGTHS = (5, 16, 19, 40)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return build_tiny(0)[1]
+
+
+def problems(count: int) -> list[Problem]:
+    return [Problem(id=f"p{i}", question="") for i in range(count)]
+
+
+def engine_for(family: str, processor, **options) -> RolloutEngine:
+    model = build(family)
+    prompts = {
+        f"p{i}": prompt(family, LENGTHS[i % len(LENGTHS)], seed=i, image=i % 3 != 2) for i in range(2 * len(LENGTHS))
+    }
+    engine = RolloutEngine(model, FixedPrompts(prompts, processor), **options)
+    engine.stop_ids = lambda: []  # random weights: compare full lengths
+    return engine
+
+
+def generate_greedy(engine: RolloutEngine, problem: Problem) -> list[int]:
+    """The peer: transformers' own loop, with the same ids suppressed."""
+    encoded = engine.encoder.encode(problem)
+    inputs = dict(encoded.inputs) | {name: value[None] for name, value in encoded.token_inputs.items()}
+    ids = encoded.input_ids[None]
+    banned = engine.banned_ids.tolist()
+    output = engine.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=MAX_TOKENS,
+        do_sample=False,
+        suppress_tokens=banned,
+        **inputs,
+    )
+    return output[0, ids.shape[1] :].tolist()
+
+
+def tokens(groups: list[Group]) -> dict[str, list[list[int]]]:
+    return {group.problem.id: [r.token_ids.tolist() for r in group.responses] for group in groups}
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("n", [1, 4])
+def test_greedy_tokens_equal_generate(family: str, n: int, processor) -> None:
+    engine = engine_for(family, processor)
+    asked = problems(len(LENGTHS))
+    found = tokens(list(engine.generate(asked, SamplingParams(n=n, temperature=0.0, max_tokens=MAX_TOKENS))))
+    for problem in asked:
+        assert found[problem.id] == [generate_greedy(engine, problem)] * n
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+def test_preemption_changes_nothing(family: str, processor) -> None:
+    """A pool far too small for the worst case: rows are preempted, prompts dropped and computed again."""
+    asked = problems(2 * len(LENGTHS))
+    params = SamplingParams(n=3, temperature=1.0, max_tokens=MAX_TOKENS, seed=3)
+    roomy = engine_for(family, processor, block_size=4)
+    expected = tokens(list(roomy.generate(asked, params)))
+    assert roomy.stats.preemptions == 0
+    bytes_per_block = 4 * roomy.shape.bytes_per_token
+    tight = engine_for(family, processor, block_size=4, kv_cache_memory=24 * bytes_per_block, policy="watermark")
+    assert tokens(list(tight.generate(asked, params))) == expected
+    assert tight.stats.preemptions > 0
+
+
+def test_prompts_are_prefilled_once(processor) -> None:
+    engine = engine_for("llava", processor)
+    asked = problems(6)
+    list(engine.generate(asked, SamplingParams(n=8, max_tokens=MAX_TOKENS)))
+    ideal = sum(len(engine.encoder.encode(problem).input_ids) for problem in asked)
+    assert engine.stats.prefill_tokens == engine.stats.prompt_tokens == ideal
+
+
+def test_draws_do_not_depend_on_the_batch(processor) -> None:
+    asked = problems(8)
+    params = SamplingParams(n=4, temperature=1.0, max_tokens=MAX_TOKENS, seed=11)
+    together = tokens(list(engine_for("llava", processor).generate(asked, params)))
+    narrow = tokens(list(engine_for("llava", processor, max_rows=4).generate(list(reversed(asked)), params)))
+    assert together == narrow
+    rows = [row for rows in together.values() for row in rows]
+    assert len({tuple(row) for row in rows}) > len(rows) // 2
+
+
+def test_first_sample_adds_new_responses(processor) -> None:
+    engine = engine_for("llava", processor)
+    (eight,) = engine.generate(problems(1), SamplingParams(n=8, max_tokens=MAX_TOKENS, seed=5))
+    (later,) = engine.generate(problems(1), SamplingParams(n=4, first_sample=4, max_tokens=MAX_TOKENS, seed=5))
+    assert [r.token_ids.tolist() for r in later.responses] == [r.token_ids.tolist() for r in eight.responses[4:]]
+    assert [r.sample for r in later.responses] == [4, 5, 6, 7]
+
+
+def test_temperatures_can_differ_within_a_group(processor) -> None:
+    engine = engine_for("llava", processor)
+    degrees = np.array([0.0, 0.7, 1.3], np.float32)
+    params = SamplingParams(n=3, max_tokens=MAX_TOKENS)
+    (group,) = engine.generate(problems(1), params, temperatures=lambda _: degrees)
+    assert group.responses[0].token_ids.tolist() == generate_greedy(engine, problems(1)[0])
+    assert [round(r.temperature, 3) for r in group.responses] == [0.0, 0.7, 1.3]
+
+
+def test_log_probabilities_are_the_models(processor) -> None:
+    engine = engine_for("llava", processor)
+    (group,) = engine.generate(problems(1), SamplingParams(n=2, temperature=0.8, max_tokens=MAX_TOKENS, seed=2))
+    encoded = engine.encoder.encode(problems(1)[0])
+    for response in group.responses:
+        ids = torch.cat([encoded.input_ids, torch.from_numpy(response.token_ids).long()])[None]
+        with torch.no_grad():
+            logits = engine.model(input_ids=ids, **encoded.inputs).logits[0, len(encoded.input_ids) - 1 : -1]
+        logits[:, engine.banned_ids.long()] = -torch.inf
+        drawn = torch.from_numpy(response.token_ids).long()[:, None]
+        for scale, found in ((1.0, response.logprobs), (0.8, response.scaled_logprobs)):
+            expected = (logits / scale).log_softmax(-1).gather(1, drawn)[:, 0]
+            torch.testing.assert_close(torch.from_numpy(found), expected, atol=2e-4, rtol=1e-4)
+
+
+def test_image_tokens_are_never_drawn(processor) -> None:
+    engine = engine_for("qwen2_5_vl", processor)
+    banned = set(engine.banned_ids.tolist())
+    assert {1, 2, 3, 6} <= banned
+    groups = engine.generate(problems(4), SamplingParams(n=16, temperature=5.0, max_tokens=MAX_TOKENS))
+    assert not banned & {int(token) for group in groups for r in group.responses for token in r.token_ids}
+
+
+def test_groups_come_as_they_finish(processor) -> None:
+    engine = engine_for("llava", processor)
+    short = {f"p{i}": 2 + 5 * (3 - i) for i in range(4)}
+    finished = [
+        group.problem.id
+        for group in engine.generate(problems(4), lambda p: SamplingParams(n=2, max_tokens=short[p.id]))
+    ]
+    assert finished == ["p3", "p2", "p1", "p0"]
+
+
+def test_closing_early_leaves_the_model_as_it_was(processor) -> None:
+    engine = engine_for("llava", processor)
+    engine.model.train()
+    attention = engine.model.config.get_text_config()._attn_implementation
+    stream = engine.generate(problems(4), SamplingParams(n=2, max_tokens=4))
+    next(stream)
+    stream.close()
+    assert engine.model.training
+    assert engine.model.config.get_text_config()._attn_implementation == attention
+    assert len(list(engine.generate(problems(4), SamplingParams(n=2, max_tokens=4)))) == 4
+
+
+def test_new_weights_are_seen_at_once(processor) -> None:
+    engine = engine_for("llava", processor)
+    before = tokens(list(engine.generate(problems(2), SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS))))
+    with torch.no_grad():
+        for parameter in engine.model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    after = tokens(list(engine.generate(problems(2), SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS))))
+    assert after != before
+    assert after["p0"] == [generate_greedy(engine, problems(2)[0])]
+
+
+def test_bad_logits_name_the_row(processor) -> None:
+    engine = engine_for("llava", processor)
+    with torch.no_grad():
+        engine.model.get_output_embeddings().weight[50] = torch.nan
+    with pytest.raises(ValueError, match=r"problem p0, sample 0, at step 0"):
+        list(engine.generate(problems(2), SamplingParams(n=2, max_tokens=4)))
+
+
+def test_refusals_name_what_is_wrong(processor) -> None:
+    engine = engine_for("llava", processor)
+    with pytest.raises(ValueError, match="data set is empty"):
+        list(engine.generate([], SamplingParams()))
+    with pytest.raises(ValueError, match="n=0; allowed: 1 or more"):
+        SamplingParams(n=0)
+    with pytest.raises(ValueError, match="temperature=-1.0"):
+        SamplingParams(temperature=-1.0)
+    with pytest.raises(ValueError, match="n=300 responses"):
+        list(engine.generate(problems(1), SamplingParams(n=300)))
+    small = engine_for("llava", processor, kv_cache_memory=3 * 16 * engine.shape.bytes_per_token)
+    with pytest.raises(ValueError, match=r"problem p\d"):
+        list(small.generate(problems(4), SamplingParams(n=1, max_tokens=MAX_TOKENS)))
+    with pytest.raises(ValueError, match="problem p1"):
+        list(engine.generate(problems(4), lambda p: SamplingParams(max_tokens=4 if p.id == "p0" else 10_000)))
+
+
+def test_unsupported_families_are_refused_by_their_config() -> None:
+    from transformers import AutoConfig
+
+    from mstar_engine.models.compatibility import refuse_unsupported
+
+    for name, reason in (("mllama", "cross-attention"), ("qwen3_5", "linear_attention"), ("t5gemma2", "encoder-decoder")):
+        try:
+            config = AutoConfig.for_model(name)
+        except (ValueError, KeyError):
+            continue
+        with pytest.raises(ValueError, match=reason):
+            refuse_unsupported(config)
