@@ -1,8 +1,8 @@
 """The report of a run: one HTML file that opens anywhere, offline, and explains itself.
 
-It reads only what the run wrote (config.yaml, summary.json, journal.jsonl, rollouts/, report_images/), and works on an
-unfinished run too. Everything is inline; the page's own policy forbids scripts and the network, and every text from data
-is escaped.
+It reads only what the run wrote (config.yaml, summary.json, journal.jsonl, rollouts/, report_images/), and works on
+an unfinished run too. Everything is inline; the page's own policy forbids scripts and the network, and every text from
+data is escaped.
 """
 
 from __future__ import annotations

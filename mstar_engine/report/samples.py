@@ -1,7 +1,7 @@
 """Which rollouts the report shows: a few problems, each with the responses that tell the most.
 
-Problems are chosen by their outcomes alone; texts are read for the chosen ones only, so that a large run does not have to
-fit into memory. The choice is a function of the files: reporting twice shows the same.
+Problems are chosen by their outcomes alone; texts are read for the chosen ones only, so that a large run does not have
+to fit into memory. The choice is a function of the files: reporting twice shows the same.
 """
 
 from __future__ import annotations
