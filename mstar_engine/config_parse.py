@@ -83,14 +83,15 @@ def _read_recipe(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         return mapping
     if not isinstance(base, str):
         raise ConfigError(f"{path}: extends={_given(base)}; allowed: a recipe's name or file")
-    return _merge(_read_recipe(_recipe_path(base, path.parent), (*seen, path)), mapping)
+    return merge(_read_recipe(_recipe_path(base, path.parent), (*seen, path)), mapping)
 
 
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, section by section."""
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = merge(merged[key], value) if both else value
     return merged
 
 
@@ -118,7 +119,7 @@ def load_config(recipe: Path | str | None = None, overrides: list[str] | tuple[s
     """
     mapping = {} if recipe is None else _read_recipe(_recipe_path(recipe))
     for text in overrides:
-        mapping = _merge(mapping, _override(text))
+        mapping = merge(mapping, _override(text))
     return build_config(mapping)
 
 

@@ -62,7 +62,7 @@ class AppendFile:
             done = 0
             while done < len(data):
                 done += os.pwrite(self._handle, data[done:], self.length + done)
-            os.fsync(self._handle)
+            os.fdatasync(self._handle)
         except BaseException:
             os.ftruncate(self._handle, self.length)
             raise

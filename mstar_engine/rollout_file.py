@@ -116,6 +116,15 @@ def partial_path(path: Path) -> Path:
     return path.with_suffix(".partial")
 
 
+def _frame(table: pa.Table) -> bytes:
+    """The rows of a group as they stand in a partial file."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, SCHEMA) as stream:
+        stream.write_table(table)
+    data = sink.getvalue().to_pybytes()
+    return _HEADER.pack(len(data), zlib.crc32(data)) + data
+
+
 def _frames(path: Path) -> Iterator[tuple[int, pa.Table]]:
     """(offset of its end, rows) of each whole frame of a partial file; none when there is no file."""
     if not path.exists():
@@ -152,19 +161,21 @@ class RolloutWriter:
             self.finished.add(table["problem_id"][0].as_py())
         self._file = AppendFile(partial_path(path), length)
 
-    def write(self, group: Group) -> None:
-        """Keep a finished group. ValueError when its problem is kept already; OSError leaves the file as it was."""
+    def write(self, *groups: Group) -> None:
+        """Keep finished groups; those that finished together share one wait for the disk, which is most of the cost.
+
+        ValueError when a problem is kept already; OSError leaves the file as it was.
+        """
         if self._file is None:
-            raise ValueError(f"{self.path}: the phase is over; problem {group.problem.id} comes too late")
-        if group.problem.id in self.finished:
-            raise ValueError(f"{self.path}: problem {group.problem.id} is kept already")
-        table = group_table(group, self.iteration)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, SCHEMA) as stream:
-            stream.write_table(table)
-        data = sink.getvalue().to_pybytes()
-        self._file.append(_HEADER.pack(len(data), zlib.crc32(data)) + data)
-        self.finished.add(group.problem.id)
+            raise ValueError(f"{self.path}: the phase is over; more groups come too late")
+        data, names = b"", set()
+        for group in groups:
+            if group.problem.id in self.finished or group.problem.id in names:
+                raise ValueError(f"{self.path}: problem {group.problem.id} is kept already")
+            names.add(group.problem.id)
+            data += _frame(group_table(group, self.iteration))
+        self._file.append(data)
+        self.finished |= names
 
     def groups(self, problems: Mapping[str, Problem] | None = None) -> list[Group]:
         """Every group kept so far, sorted by problem id; see `table_groups` for `problems`."""

@@ -2,6 +2,10 @@
 
 import errno
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -101,8 +105,8 @@ def test_crash_at_every_byte_of_the_last_group(tmp_path):
         kept = partial.stat().st_size
         writer.write(second)
     whole = partial.read_bytes()
-    for size in range(kept, len(whole)):
-        partial.write_bytes(whole[:size])
+    for size in range(len(whole) - 1, kept - 1, -1):
+        os.truncate(partial, size)
         assert [group.problem.id for group in read_rollouts(path)] == ["a"]
     for size in (kept, kept + 1, kept + 9, len(whole) - 1):
         partial.write_bytes(whole[:size])
@@ -144,7 +148,7 @@ def test_finished_phase_stays_finished(tmp_path):
     partial_path(path).write_bytes(b"left by a crash between rename and unlink")
     with RolloutWriter(path, 1) as writer:
         assert writer.complete and writer.finished == {"a"} and not partial_path(path).exists()
-        with pytest.raises(ValueError, match="problem b comes too late"):
+        with pytest.raises(ValueError, match="come too late"):
             writer.write(make_group("b"))
 
 
@@ -155,6 +159,17 @@ def test_a_problem_is_kept_once_and_not_empty(tmp_path):
             writer.write(make_group("a"))
         with pytest.raises(ValueError, match="problem b: a group without responses"):
             writer.write(make_group("b", 0))
+
+
+def test_groups_that_finish_together(tmp_path):
+    path = tmp_path / "iteration_0001.parquet"
+    with RolloutWriter(path, 1) as writer:
+        writer.write(make_group("a"), make_group("b"))
+        writer.write()
+        with pytest.raises(ValueError, match="problem c is kept already"):
+            writer.write(make_group("c"), make_group("c"))
+        assert writer.finished == {"a", "b"}
+    assert [group.problem.id for group in read_rollouts(path)] == ["a", "b"]
 
 
 def test_full_disk_keeps_what_was_kept(tmp_path, monkeypatch):
@@ -185,3 +200,49 @@ def test_empty_phase(tmp_path):
         writer.finish()
     assert read_rollouts(tmp_path / "iteration_0001.parquet") == []
     assert read_rollouts(tmp_path / "absent.parquet") == []
+
+
+def sampling(path, *steps: str) -> subprocess.Popen:
+    """Another process that opens the phase, runs `steps`, then writes groups as fast as it can."""
+    code = [
+        "import sys; sys.path[:0] = sys.argv[2:]",
+        "from pathlib import Path",
+        "import test_rollout_file as here",
+        *steps,
+    ]
+    code += ["writer = here.RolloutWriter(Path(sys.argv[1]), 1)", "print('open', flush=True)"]
+    code += ["for n in range(10**6): writer.write(here.make_group(f'p{n:06d}'))"]
+    command = [sys.executable, "-c", "\n".join(code), str(path), str(Path(__file__).parent), str(Path.cwd())]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def assert_readable(path) -> None:
+    """Whole groups from the first on, and the phase goes on from there."""
+    names = [group.problem.id for group in read_rollouts(path)]
+    assert names and names == [f"p{n:06d}" for n in range(len(names))]
+    with RolloutWriter(path, 1) as writer:
+        assert writer.finished == set(names)
+        writer.write(make_group("more"))
+        writer.finish()
+    assert len(read_rollouts(path)) == len(names) + 1
+
+
+def test_a_killed_process_leaves_whole_groups(tmp_path):
+    path = tmp_path / "iteration_0001.parquet"
+    with sampling(path) as process:
+        assert process.stdout.readline() == "open\n"
+        deadline = time.monotonic() + 30
+        while partial_path(path).stat().st_size < 20_000 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+    assert_readable(path)
+
+
+def test_a_write_that_the_system_cuts_short_is_taken_back(tmp_path):
+    """A file size limit cuts a write in the middle, as a disk that fills up does."""
+    path = tmp_path / "iteration_0001.parquet"
+    with sampling(path, "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_011, 20_011))") as process:
+        errors = process.communicate(timeout=60)[1]
+    assert "File too large" in errors
+    assert partial_path(path).stat().st_size < 20_011
+    assert_readable(path)
