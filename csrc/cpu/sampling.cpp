@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cfloat>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -16,7 +15,6 @@ namespace mstar {
 namespace {
 
 constexpr float kNegativeInfinity = -__builtin_inff();
-constexpr double kNegligible = -60.0;  // a block this far below the maximum, in nats, adds nothing to a sum
 
 enum class RowState : std::uint8_t { good, not_a_number, nothing_finite };
 
@@ -94,35 +92,30 @@ RawSums raw_sums(const RowView& row, const SamplingKernels& kernels) {
   return sums;
 }
 
-double scaled_sum(const RowView& row, double temperature, const Cut& cut, const SamplingKernels& kernels) {
-  const float inverse = static_cast<float>(std::min(1.0 / temperature, static_cast<double>(FLT_MAX)));
-  double sum = 0;
-  for (std::size_t b = 0; b < row.blocks.size(); ++b) {
-    if (!(row.block_max[b] > cut.above)) continue;
-    if ((static_cast<double>(row.block_max[b]) - row.max) / temperature < kNegligible) continue;
-    sum += kernels.scaled_sum(row.blocks[b], row.max, inverse, cut.above);
-  }
+double kept_sum(const RowView& row, double temperature, const Cut& cut, const SamplingKernels& kernels) {
+  double sum = scaled_sum_above(row, temperature, cut.above, kernels);
   if (cut.ties > 0) sum += static_cast<double>(cut.ties) * std::exp((double{cut.above} - row.max) / temperature);
   return sum;
 }
 
-// argmax over the kept ids of (x - max) / temperature + Gumbel noise. Per block, the best score so far and the block's
-// largest logit give the largest hash that can still win (small hash, large noise); only ids at or below it are scored.
-std::int32_t draw(const RowView& row, double temperature, std::uint64_t key, const Cut& cut,
-                  const SamplingKernels& kernels) {
+// argmax over the kept ids of (x - max) / temperature + Gumbel noise, among scores of at least `best`; -1 when there is
+// none. Noise is -log(E) with E >= h * 2^-32, so per block the best score so far and the block's largest logit give the
+// largest hash that can still win; only ids at or below it are looked at, and few of these need the exact noise.
+std::int64_t draw_above(double best, const RowView& row, double temperature, std::uint64_t key, const Cut& cut,
+                        const SamplingKernels& kernels) {
   constexpr double kLargestNoise = 46.0;  // v >= 2^-65, so -log(E) < 45.1
+  constexpr float kScale = 4294967296.0f * (1 + 1e-4f);  // the margin covers single precision
   const auto k0 = static_cast<std::uint32_t>(key), k1 = static_cast<std::uint32_t>(key >> 32);
   std::uint16_t offsets[kSamplingBlock];
   std::uint32_t hashes[kSamplingBlock];
-  double best = -__builtin_inf();
   std::int64_t token = -1;
   const auto visit = [&](std::size_t b) {
     const float block_max = row.block_max[b];
     if (block_max < cut.above || block_max == kNegativeInfinity) return;
     const double needed = best - (static_cast<double>(block_max) - row.max) / temperature;
     if (needed > kLargestNoise) return;
-    const double limit = -std::expm1(-std::exp(-needed)) * 4294967296.0 * (1 + 1e-9) + 1;
-    const std::uint32_t bound = limit < 4294967295.0 ? static_cast<std::uint32_t>(limit) : 0xFFFFFFFFu;
+    const float limit = std::exp(static_cast<float>(-needed)) * kScale + 1.0f;
+    const std::uint32_t bound = limit < 4294967040.0f ? static_cast<std::uint32_t>(limit) : 0xFFFFFFFFu;
     const auto first_id = static_cast<std::uint32_t>(b * kSamplingBlock);
     const int found = kernels.hash_at_most(first_id, k0, k1, bound, offsets, hashes);
     const float* x = row.blocks[b];
@@ -130,10 +123,12 @@ std::int32_t draw(const RowView& row, double temperature, std::uint64_t key, con
       const float value = x[offsets[i]];
       const std::uint32_t id = first_id + offsets[i];
       if (!(value > cut.above || (value == cut.above && id <= cut.last_tie)) || value == kNegativeInfinity) continue;
+      const double scaled = (static_cast<double>(value) - row.max) / temperature;
+      if (static_cast<float>(hashes[i]) > std::exp(static_cast<float>(scaled - best)) * kScale + 1.0f) continue;
       const double r = token_hash(id, k0 ^ 0x68E31DA4u, k1 ^ 0xB5297A4Du);
       const double v = (hashes[i] + (r + 0.5) * 0x1p-32) * 0x1p-32;
-      const double score = (static_cast<double>(value) - row.max) / temperature - std::log(-std::log1p(-v));
-      if (token < 0 || score > best || (score == best && id < token)) {
+      const double score = scaled - std::log(-std::log1p(-v));
+      if (score > best || (score == best && (token < 0 || id < token))) {
         best = score;
         token = id;
       }
@@ -144,6 +139,15 @@ std::int32_t draw(const RowView& row, double temperature, std::uint64_t key, con
   for (std::size_t b = 0; b < row.blocks.size(); ++b) {
     if (b != first) visit(b);
   }
+  return token;
+}
+
+// `kept` is the sum of e^((x - max) / temperature) over the kept ids. The best score exceeds log(kept) - log(3) with
+// probability 1 - e^-3; starting from there spares the scoring of early ids that are soon beaten.
+std::int32_t draw(const RowView& row, double temperature, std::uint64_t key, const Cut& cut, double kept,
+                  const SamplingKernels& kernels) {
+  std::int64_t token = draw_above(std::log(kept / 3.0), row, temperature, key, cut, kernels);
+  if (token < 0) token = draw_above(-__builtin_inf(), row, temperature, key, cut, kernels);
   return static_cast<std::int32_t>(token);
 }
 
@@ -162,13 +166,13 @@ void sample_row(const SamplingCall& call, std::int64_t r, const RowView& row, St
   if (temperature > 0) {
     if (statistics.temperature != temperature) {
       statistics.temperature = temperature;
-      statistics.sum = temperature == 1.0 ? statistics.raw.sum : scaled_sum(row, temperature, Cut{}, kernels);
+      statistics.sum = temperature == 1.0 ? statistics.raw.sum : scaled_sum_above(row, temperature, kNegativeInfinity, kernels);
     }
     const Filters filters{temperature, call.top_k[r], call.top_p[r], call.min_p[r]};
     const Cut cut = filter_row(row, filters, statistics.sum, kernels);
     const bool cuts = cut.above != kNegativeInfinity;
-    const double kept = cuts ? scaled_sum(row, temperature, cut, kernels) : statistics.sum;
-    token = draw(row, temperature, row_key(call.seed[r], call.problem[r], call.sample[r], call.position[r]), cut,
+    const double kept = cuts ? kept_sum(row, temperature, cut, kernels) : statistics.sum;
+    token = draw(row, temperature, row_key(call.seed[r], call.problem[r], call.sample[r], call.position[r]), cut, kept,
                  kernels);
     const double s = (double{row.blocks[token / kSamplingBlock][token % kSamplingBlock]} - row.max) / temperature;
     scaled = s - std::log(statistics.sum);

@@ -17,7 +17,6 @@ struct Candidates {
   std::vector<float> x;
   std::vector<std::uint32_t> id;  // ascending
   std::vector<double> weight;
-  std::vector<std::uint16_t> bin;
 
   void resize(std::size_t n) {
     x.resize(n);
@@ -32,7 +31,7 @@ struct Prefix {
   double through = 0;  // with it
 };
 
-void gather(const RowView& row, float least, const SamplingKernels& kernels, Candidates& out) {
+void gather(const RowView& row, float least, float most, const SamplingKernels& kernels, Candidates& out) {
   std::size_t n = 0;
   for (std::size_t b = 0; b < row.blocks.size(); ++b) {
     if (row.block_max[b] < least) continue;
@@ -40,64 +39,64 @@ void gather(const RowView& row, float least, const SamplingKernels& kernels, Can
       out.x.resize(2 * n + kSamplingBlock);
       out.id.resize(2 * n + kSamplingBlock);
     }
-    n += kernels.gather_at_least(row.blocks[b], static_cast<std::uint32_t>(b * kSamplingBlock), least, &out.x[n],
-                                 &out.id[n]);
+    n += kernels.gather_between(row.blocks[b], static_cast<std::uint32_t>(b * kSamplingBlock), least, most, &out.x[n],
+                                &out.id[n]);
   }
   out.resize(n);
 }
 
-// The shortest prefix whose weight reaches `target`, at least one id; everything when the target is never reached.
-// Works on copies in `c`, which it narrows.
-Prefix select_prefix(Candidates& c, double target) {
+// The shortest prefix whose weight, added to `before`, reaches `target`; at least one id, and everything when the
+// target is never reached. Bins narrow around the boundary until what is left is small or all equal.
+Prefix select_prefix(const Candidates& candidates, double before, double target) {
+  static thread_local Candidates narrowed;
   static thread_local std::vector<double> bin_weight;
-  double before = 0;
-  std::size_t n = c.x.size();
+  static thread_local std::vector<std::uint16_t> bins;
+  const Candidates* c = &candidates;
+  std::size_t n = c->x.size();
   while (n > kSortBelow) {
-    const auto [low, high] = std::minmax_element(c.x.begin(), c.x.begin() + n);
-    if (*low == *high) break;
-    const double top = *high, scale = (kBins - 1) / (top - static_cast<double>(*low));
+    float low = c->x[0], high = low;
+    for (std::size_t i = 1; i < n; ++i) {
+      low = c->x[i] < low ? c->x[i] : low;
+      high = c->x[i] > high ? c->x[i] : high;
+    }
+    if (low == high) break;
+    const double top = high, scale = (kBins - 1) / (top - static_cast<double>(low));
     bin_weight.assign(kBins, 0.0);
-    c.bin.resize(n);
+    bins.resize(n);
     for (std::size_t i = 0; i < n; ++i) {
-      const int bin = static_cast<int>((top - c.x[i]) * scale);
-      c.bin[i] = static_cast<std::uint16_t>(bin);
-      bin_weight[bin] += c.weight[i];
+      const int bin = static_cast<int>((top - c->x[i]) * scale);
+      bins[i] = static_cast<std::uint16_t>(bin);
+      bin_weight[bin] += c->weight[i];
     }
-    int crossing = 0, last_used = 0;
-    for (; crossing < kBins; ++crossing) {
-      if (bin_weight[crossing] > 0) last_used = crossing;
-      if (before + bin_weight[crossing] >= target) break;
-      before += bin_weight[crossing];
-    }
-    if (crossing == kBins) {
-      crossing = last_used;
-      before -= bin_weight[crossing];
-    }
+    int crossing = 0;
+    while (crossing + 1 < kBins && before + bin_weight[crossing] < target) before += bin_weight[crossing++];
+    // When rounding keeps even the whole from reaching the target, the boundary is in the last bin, which holds `low`.
+    if (narrowed.x.size() < n) narrowed.resize(n);
     std::size_t kept = 0;
     for (std::size_t i = 0; i < n; ++i) {
-      if (c.bin[i] != crossing) continue;
-      c.x[kept] = c.x[i];
-      c.id[kept] = c.id[i];
-      c.weight[kept++] = c.weight[i];
+      if (bins[i] != crossing) continue;
+      narrowed.x[kept] = c->x[i];
+      narrowed.id[kept] = c->id[i];
+      narrowed.weight[kept++] = c->weight[i];
     }
-    if (kept == 0) break;
+    c = &narrowed;
     n = kept;
   }
   std::vector<std::uint32_t> order(n);
   for (std::size_t i = 0; i < n; ++i) order[i] = static_cast<std::uint32_t>(i);
-  // Stable over ids, which ascend: equal logits stay ordered by id. All-equal input needs no sort.
-  if (n > 0 && n <= kSortBelow) {
-    std::stable_sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) { return c.x[a] > c.x[b]; });
+  // Stable over ids, which ascend: equal logits stay ordered by id. More than kSortBelow are left only when all equal.
+  if (n <= kSortBelow) {
+    std::stable_sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) { return c->x[a] > c->x[b]; });
   }
   Prefix prefix;
   double weight = before;
   for (std::size_t i = 0; i < n; ++i) {
     const std::uint32_t at = order[i];
-    prefix.cut.ties = i > 0 && c.x[at] == prefix.cut.above ? prefix.cut.ties + 1 : 1;
-    prefix.cut.above = c.x[at];
-    prefix.cut.last_tie = c.id[at];
+    prefix.cut.ties = i > 0 && c->x[at] == prefix.cut.above ? prefix.cut.ties + 1 : 1;
+    prefix.cut.above = c->x[at];
+    prefix.cut.last_tie = c->id[at];
     prefix.before = weight;
-    weight += c.weight[at];
+    weight += c->weight[at];
     prefix.through = weight;
     if (weight >= target) break;
   }
@@ -113,16 +112,27 @@ float least_of_top_k(const RowView& row, std::int32_t k) {
   return std::max(maxima[k - 1], -FLT_MAX);
 }
 
-double exact_sum(const RowView& row, double temperature, const SamplingKernels& kernels) {
-  double sum = 0, e[kSamplingBlock];
+// Double precision sums of e^((x - max) / temperature): over the row, and over x > above.
+struct ExactSums {
+  double row = 0, above = 0;
+};
+
+ExactSums exact_sums(const RowView& row, double temperature, float above, const SamplingKernels& kernels) {
+  ExactSums sums;
+  double e[kSamplingBlock];
   for (std::size_t b = 0; b < row.blocks.size(); ++b) {
-    if ((static_cast<double>(row.block_max[b]) - row.max) / temperature < -60.0) continue;
-    kernels.scaled_exps(row.blocks[b], kSamplingBlock, row.max, temperature, e);
-    double block = 0;
-    for (double value : e) block += value;
-    sum += block;
+    if ((static_cast<double>(row.block_max[b]) - row.max) / temperature < kNegligible) continue;
+    const float* x = row.blocks[b];
+    kernels.scaled_exps(x, kSamplingBlock, row.max, temperature, e);
+    double all = 0, part = 0;
+    for (int i = 0; i < kSamplingBlock; ++i) {
+      all += e[i];
+      part += x[i] > above ? e[i] : 0.0;
+    }
+    sums.row += all;
+    sums.above += part;
   }
-  return sum;
+  return sums;
 }
 
 void keep_only(Candidates& c, const Cut& cut) {
@@ -156,45 +166,77 @@ float below_min_p(float max, double temperature, float min_p) {
   return value(fails);
 }
 
+Cut top_p_of(const Candidates& candidates, double top_p) {
+  double sum = 0;
+  for (double weight : candidates.weight) sum += weight;
+  return select_prefix(candidates, 0.0, top_p * sum).cut;
+}
+
+// Top-p over the whole row. Bisection on the logit, in single precision, leaves a narrow band around the boundary; only
+// the band is gathered. Sums in double precision settle what single precision cannot.
+Cut top_p_of(const RowView& row, double temperature, double top_p, double scaled_sum, const SamplingKernels& kernels) {
+  static thread_local Candidates band;
+  constexpr double kError = 8e-6;  // of a comparison of two single precision sums
+  constexpr int kHalvings = 7;
+  const double target = top_p * scaled_sum;
+  // Ids at or below `low` hold less than 1 - top_p of the mass together, so all of them are outside the prefix.
+  const double least =
+      row.max + temperature * std::log((1.0 - top_p) * 0.999 * scaled_sum / static_cast<double>(row.vocabulary));
+  float low = std::nextafter(static_cast<float>(std::max(least, double{-FLT_MAX})), -FLT_MAX);
+  float high = row.max;  // ids above it are inside the prefix
+  double above_high = 0;
+  for (int i = 0; i < kHalvings; ++i) {
+    const float middle = low + (high - low) * 0.5f;
+    if (!(middle > low && middle < high)) break;
+    const double above = scaled_sum_above(row, temperature, middle, kernels);
+    if (above >= target * (1 + kError)) {
+      low = middle;
+    } else if (above < target * (1 - kError)) {
+      high = middle;
+      above_high = above;
+    } else {
+      break;
+    }
+  }
+  gather(row, low, high, kernels, band);
+  kernels.scaled_exps(band.x.data(), static_cast<int>(band.x.size()), row.max, temperature, band.weight.data());
+  const Prefix prefix = select_prefix(band, above_high, target);
+  if (prefix.before < target * (1 - kError) && prefix.through >= target * (1 + kError)) return prefix.cut;
+  const ExactSums exact = exact_sums(row, temperature, high, kernels);
+  return select_prefix(band, exact.above, top_p * exact.row).cut;
+}
+
 }  // namespace
 
+double scaled_sum_above(const RowView& row, double temperature, float above, const SamplingKernels& kernels) {
+  const float inverse = static_cast<float>(std::min(1.0 / temperature, double{FLT_MAX}));
+  double sum = 0;
+  for (std::size_t b = 0; b < row.blocks.size(); ++b) {
+    if (!(row.block_max[b] > above)) continue;
+    if ((static_cast<double>(row.block_max[b]) - row.max) / temperature < kNegligible) continue;
+    sum += kernels.scaled_sum(row.blocks[b], row.max, inverse, above);
+  }
+  return sum;
+}
+
 Cut filter_row(const RowView& row, const Filters& filters, double scaled_sum, const SamplingKernels& kernels) {
-  static thread_local Candidates candidates, work;
+  static thread_local Candidates candidates;
   Cut cut;
   const bool by_k = filters.top_k > 0 && filters.top_k < row.vocabulary;
   const bool by_p = filters.top_p < 1.0f;
+  const double top_p = std::max(double{filters.top_p}, 1e-30);  // 0 keeps one id, as any tiny share does
   if (by_k) {
-    gather(row, least_of_top_k(row, filters.top_k), kernels, candidates);
+    gather(row, least_of_top_k(row, filters.top_k), row.max, kernels, candidates);
     std::fill(candidates.weight.begin(), candidates.weight.end(), 1.0);
-    work = candidates;
-    cut = select_prefix(work, filters.top_k).cut;
-    keep_only(candidates, cut);
-  }
-  if (by_p) {
-    const double top_p = filters.top_p;
-    if (!by_k) {
-      // Ids below this value hold less than 1 - top_p of the mass together, so all of them are outside the prefix.
-      const double least = row.max + filters.temperature * std::log((1.0 - top_p) * 0.999 * scaled_sum /
-                                                                    static_cast<double>(row.vocabulary));
-      gather(row, static_cast<float>(std::clamp(std::nextafter(static_cast<float>(least), -FLT_MAX), -FLT_MAX, row.max)),
-             kernels, candidates);
+    cut = select_prefix(candidates, 0.0, filters.top_k).cut;
+    if (by_p) {
+      keep_only(candidates, cut);
+      kernels.scaled_exps(candidates.x.data(), static_cast<int>(candidates.x.size()), row.max, filters.temperature,
+                          candidates.weight.data());
+      cut = top_p_of(candidates, top_p);
     }
-    kernels.scaled_exps(candidates.x.data(), static_cast<int>(candidates.x.size()), row.max, filters.temperature,
-                        candidates.weight.data());
-    double sum = scaled_sum;
-    if (by_k) {
-      sum = 0;
-      for (double weight : candidates.weight) sum += weight;
-    }
-    work = candidates;
-    Prefix prefix = select_prefix(work, top_p * sum);
-    // The single precision sum decides unless the boundary lies within its error.
-    constexpr double kError = 4e-6;
-    if (!by_k && !(prefix.before < top_p * sum * (1 - kError) && prefix.through >= top_p * sum * (1 + kError))) {
-      work = candidates;
-      prefix = select_prefix(work, top_p * exact_sum(row, filters.temperature, kernels));
-    }
-    cut = prefix.cut;
+  } else if (by_p) {
+    cut = top_p_of(row, filters.temperature, top_p, scaled_sum, kernels);
   }
   if (filters.min_p > 0.0f) {
     const float above = below_min_p(row.max, filters.temperature, filters.min_p);

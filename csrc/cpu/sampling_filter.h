@@ -20,6 +20,11 @@ struct RowView {
   std::int32_t argmax = 0;  // lowest id among equals
 };
 
+inline constexpr double kNegligible = -60.0;  // a block this far below the maximum, in nats, adds nothing to a sum
+
+// Sum of e^((x - max) / temperature) over x > above, relative error at most 4e-6.
+double scaled_sum_above(const RowView& row, double temperature, float above, const SamplingKernels& kernels);
+
 // Kept: x > above, or x == above and id <= last_tie.
 struct Cut {
   float above = -__builtin_inff();
@@ -34,7 +39,7 @@ struct Filters {
   float min_p;         // 0: off
 };
 
-// `scaled_sum` is the sum over the row of e^((x - max) / temperature), relative error at most 4e-6.
+// `scaled_sum` is scaled_sum_above(row, temperature, -inf).
 Cut filter_row(const RowView& row, const Filters& filters, double scaled_sum, const SamplingKernels& kernels);
 
 }  // namespace mstar

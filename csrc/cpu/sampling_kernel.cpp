@@ -12,7 +12,7 @@ namespace mstar::MSTAR_ISA {
 namespace {
 
 constexpr int kBlock = kSamplingBlock;
-constexpr int kHashChunk = 128;
+[[maybe_unused]] constexpr int kHashChunk = 64;
 constexpr float kLog2e = 1.44269504088896341f;
 
 // e^y for y <= 0, relative error below 2e-7. Below -87 the result stays at e^-87, about 1.6e-38: no denormals.
@@ -116,13 +116,32 @@ double scaled_sum(const float* x, float max, float inverse_temperature, float ab
 }
 
 void scaled_exps(const float* x, int n, double max, double temperature, double* out) {
+  constexpr double kLargest = 1.7976931348623157e308;
+  const double inverse = 1.0 / temperature < kLargest ? 1.0 / temperature : kLargest;
 #pragma omp simd
-  for (int i = 0; i < n; ++i) out[i] = exp_nonpositive((static_cast<double>(x[i]) - max) / temperature);
+  for (int i = 0; i < n; ++i) out[i] = exp_nonpositive((static_cast<double>(x[i]) - max) * inverse);
 }
 
 int hash_at_most(std::uint32_t first_id, std::uint32_t k0, std::uint32_t k1, std::uint32_t bound,
                  std::uint16_t* offsets, std::uint32_t* hashes) {
   int found = 0;
+#if defined(__AVX512F__)
+  const auto all = [](std::uint32_t value) { return _mm512_set1_epi32(static_cast<int>(value)); };
+  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  __m512i start = _mm512_add_epi32(_mm512_mullo_epi32(_mm512_add_epi32(lanes, all(first_id)), all(0x9E3779B1u)), all(k0));
+  for (int i = 0; i < kBlock; i += 16) {
+    __m512i v = _mm512_xor_si512(start, _mm512_srli_epi32(start, 16));
+    start = _mm512_add_epi32(start, all(0x9E3779B1u * 16u));
+    v = _mm512_xor_si512(_mm512_mullo_epi32(v, all(0x85EBCA6Bu)), all(k1));
+    v = _mm512_xor_si512(v, _mm512_srli_epi32(v, 13));
+    v = _mm512_mullo_epi32(v, all(0xC2B2AE35u));
+    v = _mm512_xor_si512(v, _mm512_srli_epi32(v, 16));
+    std::uint32_t hits = _mm512_cmple_epu32_mask(v, all(bound));
+    if (hits == 0) continue;
+    _mm512_storeu_si512(hashes + found, _mm512_maskz_compress_epi32(static_cast<__mmask16>(hits), v));
+    for (; hits != 0; hits &= hits - 1) offsets[found++] = static_cast<std::uint16_t>(i + std::countr_zero(hits));
+  }
+#else
   std::uint32_t h[kHashChunk];
   for (int begin = 0; begin < kBlock; begin += kHashChunk) {
     std::uint32_t hit = 0;
@@ -145,17 +164,19 @@ int hash_at_most(std::uint32_t first_id, std::uint32_t k0, std::uint32_t k1, std
       hashes[found++] = h[i];
     }
   }
+#endif
   return found;
 }
 
-int gather_at_least(const float* x, std::uint32_t first_id, float least, float* values, std::uint32_t* ids) {
+int gather_between(const float* x, std::uint32_t first_id, float least, float most, float* values, std::uint32_t* ids) {
   int found = 0;
 #if defined(__AVX512F__)
   __m512i id = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(first_id)),
                                 _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
   for (int i = 0; i < kBlock; i += 16) {
     const __m512 v = _mm512_loadu_ps(x + i);
-    const __mmask16 mask = _mm512_cmp_ps_mask(v, _mm512_set1_ps(least), _CMP_GE_OQ);
+    const __mmask16 mask = _mm512_cmp_ps_mask(v, _mm512_set1_ps(least), _CMP_GE_OQ) &
+                           _mm512_cmp_ps_mask(v, _mm512_set1_ps(most), _CMP_LE_OQ);
     // Compressed in a register and stored whole (found + 16 <= block): the store form is microcoded on some processors.
     _mm512_storeu_ps(values + found, _mm512_maskz_compress_ps(mask, v));
     _mm512_storeu_si512(ids + found, _mm512_maskz_compress_epi32(mask, id));
@@ -166,7 +187,7 @@ int gather_at_least(const float* x, std::uint32_t first_id, float least, float* 
   for (int i = 0; i < kBlock; ++i) {
     values[found] = x[i];
     ids[found] = first_id + static_cast<std::uint32_t>(i);
-    found += x[i] >= least ? 1 : 0;
+    found += (x[i] >= least) & (x[i] <= most) ? 1 : 0;
   }
 #endif
   return found;
@@ -176,6 +197,6 @@ int gather_at_least(const float* x, std::uint32_t first_id, float least, float* 
 
 extern const SamplingKernels kSamplingKernels;
 const SamplingKernels kSamplingKernels = {widen,       block_max,    raw_sums,       scaled_sum,
-                                          scaled_exps, hash_at_most, gather_at_least};
+                                          scaled_exps, hash_at_most, gather_between};
 
 }  // namespace mstar::MSTAR_ISA

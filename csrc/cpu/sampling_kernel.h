@@ -26,8 +26,10 @@ struct SamplingKernels {
   // Offsets i in the block, ascending, with hash(first_id + i) <= bound; out holds a block. Returns how many.
   int (*hash_at_most)(std::uint32_t first_id, std::uint32_t k0, std::uint32_t k1, std::uint32_t bound,
                       std::uint16_t* offsets, std::uint32_t* hashes);
-  // Values x >= least of the block with their ids, ascending; both outputs have room for a block. Returns how many.
-  int (*gather_at_least)(const float* x, std::uint32_t first_id, float least, float* values, std::uint32_t* ids);
+  // Values least <= x <= most of the block with their ids, ascending; both outputs have room for a block. Returns how
+  // many.
+  int (*gather_between)(const float* x, std::uint32_t first_id, float least, float most, float* values,
+                        std::uint32_t* ids);
 };
 
 // The hash of the contract: `token` under the two halves of a row key.

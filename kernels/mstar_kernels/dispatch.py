@@ -28,8 +28,8 @@ def extension() -> ModuleType | None:
 def resolve(backend: str, device: torch.device | str, available: Collection[str]) -> str:
     """The backend that runs an op on tensors of `device`.
 
-    `available` names the forms the op has: a subset of "triton", "cpu", "reference". "auto" takes Triton on CUDA and C++
-    on the CPU where the op has that form and it can run, else the reference. Triton runs on CPU tensors only under
+    `available` names the forms the op has: a subset of "triton", "cpu", "reference". "auto" takes Triton on CUDA and
+    C++ on the CPU where the op has that form and it can run, else the reference. Triton runs on CPU tensors only under
     its interpreter (TRITON_INTERPRET=1).
 
     Raises ValueError for an unknown backend, or for an explicit one that the op lacks or that cannot run on `device`.

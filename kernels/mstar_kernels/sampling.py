@@ -61,7 +61,7 @@ def sample_tokens(
     banned_ids: Tensor,
     backend: str = "auto",
 ) -> Samples:
-    """Draw one token for each of R rows from `logits` [B, V] (float32, bfloat16 or float16, contiguous; left unchanged).
+    """Draw one token for each of R rows from `logits` [B, V]: float32, bfloat16 or float16, contiguous, left unchanged.
 
     logit_rows int32 [R]: the row of `logits` each row draws from; several may share one, and some may be unused.
     temperature float32 [R]: 0 is the argmax, lowest id on a tie, without filters; any positive value is exact.

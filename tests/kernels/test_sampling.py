@@ -374,7 +374,7 @@ def test_neighbouring_draws_are_independent() -> None:
 
 
 def test_small_hashes_are_uniform() -> None:
-    """The hash's lower tail decides the draws of a large vocabulary. Over 400 rows of 2^15 tokens: the counts of v below
+    """The hash's lower tail decides the draws of a large vocabulary. Over 400 rows of 2^15 tokens: counts of v below
     2^-8 in 64 equal cells, the fraction of rows whose least v is below log(2) / 2^15 (one half), and neighbouring
     tokens both small. Odds of a false alarm for a new seed: 4e-6 in all."""
     tokens = torch.arange(2**15)
