@@ -37,7 +37,7 @@ inline IntVec load(const std::int32_t* p) {
   return v;
 }
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
-inline Vec splat(float x) { return Vec{} + x; }
+inline Vec splat(float x) { return x - Vec{}; }  // folds to a broadcast; x + 0 would not, for it turns -0 into 0
 
 #if defined(__AVX512F__)
 inline Vec fma(Vec a, Vec b, Vec c) { return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }

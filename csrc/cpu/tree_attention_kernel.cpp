@@ -207,6 +207,7 @@ void attend_by_key(Tile& t, const Keys& keys, const float* keys_t, bool masked, 
     int d = 0;
     for (; d + 8 * kWidth <= head_dim; d += 8 * kWidth) add_values_of_lane<8>(keys, p, correction, acc, d);
     for (; d + 4 * kWidth <= head_dim; d += 4 * kWidth) add_values_of_lane<4>(keys, p, correction, acc, d);
+    for (; d + 2 * kWidth <= head_dim; d += 2 * kWidth) add_values_of_lane<2>(keys, p, correction, acc, d);
     for (; d + kWidth <= head_dim; d += kWidth) add_values_of_lane<1>(keys, p, correction, acc, d);
     for (; d < head_dim; ++d) {
       float x = acc[d] * correction;
@@ -242,7 +243,8 @@ void begin_tile(const TreeAttention& a, const Item& item, int lane_begin, const 
   const int tile = (lane_begin - item.lane_begin) / kLanes;
   t.q = scratch.tiles + 2 * tile * kLanes * scratch.padded;
   t.acc = t.q + kLanes * scratch.padded;
-  std::memset(t.q, 0, 2 * kLanes * scratch.padded * sizeof(float));
+  if (t.by_lane) std::memset(t.q, 0, kLanes * scratch.padded * sizeof(float));
+  std::memset(t.acc, 0, (t.by_lane ? kLanes : t.lanes) * a.head_dim * sizeof(float));
   const float factor = a.softcap > 0 ? a.scale / a.softcap : a.scale * kLog2e;
   t.least_first_seen = INT32_MAX;
   t.most_first_seen = INT32_MIN;
@@ -298,6 +300,8 @@ void find_keys(const TreeAttention& a, const Item& item, int first, const Scratc
       to_float(a.k_cache, a.kv_dtype, element, run * a.head_dim, scratch.k + j * a.head_dim);
       to_float(a.v_cache, a.kv_dtype, element, run * a.head_dim, scratch.v + j * a.head_dim);
     }
+    // Scores take a while; the values are on their way meanwhile.
+    if (!convert) for (int i = 0; i < run * a.head_dim; i += 16) __builtin_prefetch(v + i);
     for (int i = 0; i < run; ++i, ++j) {
       keys.k[j] = k + i * a.head_dim;
       keys.v[j] = v + i * a.head_dim;

@@ -8,14 +8,9 @@ from __future__ import annotations
 import torch
 
 from mstar_kernels import reference
-from mstar_kernels.dispatch import resolve
+from mstar_kernels.dispatch import extension, resolve
 
-try:
-    from mstar_kernels import _C
-except ImportError:  # a source tree without a build: the reference still runs
-    _C = None
-
-AVAILABLE = ("reference",) if _C is None else ("cpu", "reference")
+AVAILABLE = ("cpu", "reference")
 
 
 def store_kv(
@@ -55,7 +50,7 @@ def store_kv(
         _check_distinct("store_kv", "slots", slots)
     if resolve(backend, k_cache.device, AVAILABLE) == "cpu":
         k, v = k.contiguous(), v.contiguous()
-        _C.store_kv(
+        extension().store_kv(
             k.data_ptr(), v.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(),
             kv_heads, block_size, head_dim, k_cache.element_size(), slots.data_ptr(), slots.shape[0],
         )  # fmt: skip
@@ -96,7 +91,7 @@ def copy_blocks(
         if bool(both.any()):
             raise ValueError(f"copy_blocks: block {int(dst[both][0])} is in src and in dst")
     if resolve(backend, k_cache.device, AVAILABLE) == "cpu":
-        _C.copy_blocks(
+        extension().copy_blocks(
             k_cache.data_ptr(), v_cache.data_ptr(), kv_heads, block_size, head_dim, k_cache.element_size(),
             src.data_ptr(), dst.data_ptr(), src.shape[0],
         )  # fmt: skip
@@ -111,7 +106,9 @@ def _check_cache(op: str, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
             "expected [blocks, Hkv, block_size, D] both"
         )
     if v_cache.dtype != k_cache.dtype or v_cache.device != k_cache.device:
-        raise ValueError(f"{op}: k_cache is {k_cache.dtype} on {k_cache.device}, v_cache {v_cache.dtype} on {v_cache.device}")
+        raise ValueError(
+            f"{op}: k_cache is {k_cache.dtype} on {k_cache.device}, v_cache {v_cache.dtype} on {v_cache.device}"
+        )
     if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
         raise ValueError(f"{op}: k_cache and v_cache must be contiguous")
 

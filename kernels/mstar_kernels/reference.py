@@ -195,9 +195,7 @@ def store_kv(
     v_cache[block_T, :, offset_T] = v_THD
 
 
-def copy_blocks(
-    k_cache: torch.Tensor, v_cache: torch.Tensor, src_C: torch.Tensor, dst_C: torch.Tensor
-) -> None:
+def copy_blocks(k_cache: torch.Tensor, v_cache: torch.Tensor, src_C: torch.Tensor, dst_C: torch.Tensor) -> None:
     """See `mstar_kernels.paged_kv.copy_blocks`."""
     k_cache[dst_C.long()] = k_cache[src_C.long()]
     v_cache[dst_C.long()] = v_cache[src_C.long()]

@@ -12,15 +12,10 @@ from dataclasses import dataclass, fields
 import torch
 
 from mstar_kernels import reference
-from mstar_kernels.dispatch import resolve
-
-try:
-    from mstar_kernels import _C
-except ImportError:  # a source tree without a build: the reference still runs
-    _C = None
+from mstar_kernels.dispatch import extension, resolve
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-AVAILABLE = ("reference",) if _C is None else ("cpu", "reference")
+AVAILABLE = ("cpu", "reference")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +108,9 @@ def check_tree(tree: Tree, *, rows: int, num_blocks: int, block_size: int) -> No
 
 def _refuse(bad_M: torch.Tensor, name: str, allowed: str) -> None:
     if bool(bad_M.any()):
-        raise ValueError(f"tree_attention: {name} of node {int(bad_M.int().argmax())} is out of range; allowed: {allowed}")
+        raise ValueError(
+            f"tree_attention: {name} of node {int(bad_M.int().argmax())} is out of range; allowed: {allowed}"
+        )
 
 
 def _check_tensors(
@@ -180,8 +177,9 @@ def _cpu(
     q = q.contiguous()
     out = torch.empty_like(q)
     if out.numel():
-        _C.tree_attention(
-            q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), out.data_ptr(), DTYPES[q.dtype], DTYPES[k_cache.dtype],
+        extension().tree_attention(
+            q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), out.data_ptr(),
+            DTYPES[q.dtype], DTYPES[k_cache.dtype],
             q.shape[0], q.shape[1], k_cache.shape[1], q.shape[2], k_cache.shape[2],
             tree.node_length.shape[0], tree.node_row_begin.data_ptr(), tree.node_row_end.data_ptr(),
             tree.node_table.data_ptr(), tree.node_length.data_ptr(), tree.node_start.data_ptr(),

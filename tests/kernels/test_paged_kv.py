@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from mstar_kernels.paged_kv import copy_blocks, store_kv
 
 pytest.importorskip("mstar_kernels._C")
 torch.set_num_threads(1)
 
 
-def caches(dtype: torch.dtype = torch.float32, blocks: int = 9, block_size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+def caches(
+    dtype: torch.dtype = torch.float32, blocks: int = 9, block_size: int = 4
+) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     shape = (blocks, 3, block_size, 5)
     return tuple(torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
@@ -55,7 +56,9 @@ def test_copy_matches_the_reference(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("slots, message", [((0, 36), r"slots\[1\]=36"), ((-1, 2), r"slots\[0\]=-1"), ((5, 5), "5 more")])
+@pytest.mark.parametrize(
+    "slots, message", [((0, 36), r"slots\[1\]=36"), ((-1, 2), r"slots\[0\]=-1"), ((5, 5), "5 more")]
+)
 def test_a_bad_slot_is_refused_before_any_write(backend: str, slots: tuple[int, ...], message: str) -> None:
     cache, before = caches(), caches()
     with pytest.raises(ValueError, match=message):
@@ -65,7 +68,12 @@ def test_a_bad_slot_is_refused_before_any_write(backend: str, slots: tuple[int, 
 
 @pytest.mark.parametrize(
     "src, dst, message",
-    [((0, 9), (1, 2), r"src\[1\]=9"), ((0, 1), (2, -1), r"dst\[1\]=-1"), ((0, 1), (2, 2), "2 more"), ((0, 1), (1, 2), "block 1")],
+    [
+        ((0, 9), (1, 2), r"src\[1\]=9"),
+        ((0, 1), (2, -1), r"dst\[1\]=-1"),
+        ((0, 1), (2, 2), "2 more"),
+        ((0, 1), (1, 2), "block 1"),
+    ],
 )
 def test_a_bad_block_is_refused_before_any_write(src: tuple[int, ...], dst: tuple[int, ...], message: str) -> None:
     cache, before = caches(), caches()

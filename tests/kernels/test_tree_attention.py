@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from mstar_kernels import reference
 from mstar_kernels import tree_attention as module
 from mstar_kernels.tree_attention import check_tree, tree_attention
-
-sys.path.insert(0, str(Path(__file__).parent))
 from trees import Case, make_case
 
 _C = pytest.importorskip("mstar_kernels._C")
@@ -30,9 +25,7 @@ HALVES = (torch.bfloat16, torch.float16)
 def on_cpu(case: Case, isa: str = "", **options) -> torch.Tensor:
     scale = options.pop("scale", case.q.shape[2] ** -0.5)
     window, softcap = options.pop("sliding_window", None), options.pop("softcap", None)
-    check_tree(
-        case.tree, rows=case.q.shape[0], num_blocks=case.k_cache.shape[0], block_size=case.k_cache.shape[2]
-    )
+    check_tree(case.tree, rows=case.q.shape[0], num_blocks=case.k_cache.shape[0], block_size=case.k_cache.shape[2])
     return module._cpu(case.q, case.k_cache, case.v_cache, case.tree, case.positions, scale, window, softcap, isa)
 
 
@@ -127,7 +120,9 @@ def in_plain_pytorch(case: Case, softcap: float | None) -> torch.Tensor:
     return out
 
 
-def one_group(rows: int, shared: int, leaf_tokens: list[int], head_dim: int, block_size: int = 16, seed: int = 0) -> Case:
+def one_group(
+    rows: int, shared: int, leaf_tokens: list[int], head_dim: int, block_size: int = 16, seed: int = 0
+) -> Case:
     """A prompt of `shared` tokens above `rows` leaves of their own tokens; 2 key/value heads, 4 query heads."""
     generator = torch.Generator().manual_seed(seed)
     per_table = max(shared, *leaf_tokens) // block_size + 1
@@ -277,7 +272,7 @@ def test_a_block_out_of_range_is_refused() -> None:
 
 def test_wrong_arguments_are_refused() -> None:
     case = make_case(2)
-    good = dict(q=case.q, k_cache=case.k_cache, v_cache=case.v_cache, tree=case.tree, positions=case.positions, scale=1.0)
+    tensors = dict(q=case.q, k_cache=case.k_cache, v_cache=case.v_cache, positions=case.positions)
     for name, change in [
         ("q has D", {"q": case.q[:, :, :5]}),
         ("multiple of Hkv", {"q": case.q[:, :3]}),
@@ -292,4 +287,4 @@ def test_wrong_arguments_are_refused() -> None:
         ("triton", {"backend": "triton"}),
     ]:
         with pytest.raises((ValueError, RuntimeError), match=name):
-            tree_attention(**{**good, **change})
+            tree_attention(**{**tensors, "tree": case.tree, "scale": 1.0, **change})

@@ -6,7 +6,6 @@ import random
 from dataclasses import dataclass
 
 import torch
-
 from mstar_kernels.tree_attention import Tree
 
 
@@ -37,7 +36,7 @@ def make_case(
     leaf_tokens: int = 9,
     magnitude: float = 1.0,
 ) -> Case:
-    """A forest of up to `branching` trees of at most `depth` shared levels; float32 tensors. Some leaves have no token."""
+    """A forest of up to `branching` trees of at most `depth` shared levels; float32. Some leaves have no token."""
     rng = random.Random(seed)
     nodes: list[tuple[int, int, int, int]] = []  # row_begin, row_end, length, start
     positions: list[int] = []
