@@ -10,8 +10,8 @@ import random
 from collections import Counter
 
 import numpy as np
-
 from mstar_kernels import _C
+
 from tests.rollout.oracle import DECODE, EXTEND, IDLE, PREFILL, Oracle
 
 STOP_IDS = (0, 1)
@@ -76,7 +76,8 @@ class Pair:
         """Every array of the plan equals the specification's."""
         plan, wanted = self.ours.plan, self.oracle.plan
         assert plan.kind == kind
-        for names, count in ((ROW_ARRAYS, plan.num_rows), (TOKEN_ARRAYS, plan.num_tokens), (COPY_ARRAYS, plan.num_copies)):
+        counts = (plan.num_rows, plan.num_tokens, plan.num_copies)
+        for names, count in zip((ROW_ARRAYS, TOKEN_ARRAYS, COPY_ARRAYS), counts):
             for name in names:
                 assert self.views[name][:count].tolist() == wanted[name], name
         assert plan.num_draws == len(wanted["drawing"])

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-
 from mstar_kernels import _C
+
 from tests.rollout.oracle import DECODE, EXTEND, IDLE, PREFILL
 from tests.rollout.pair import Pair, replay
 
