@@ -10,8 +10,8 @@ import random
 from collections import Counter
 
 import numpy as np
-
 from mstar_kernels import _C
+
 from tests.rollout.oracle import DECODE, EXTEND, IDLE, PREFILL, Oracle
 
 STOP_IDS = (0, 1)
@@ -76,7 +76,8 @@ class Pair:
         """Every array of the plan equals the specification's."""
         plan, wanted = self.ours.plan, self.oracle.plan
         assert plan.kind == kind
-        for names, count in ((ROW_ARRAYS, plan.num_rows), (TOKEN_ARRAYS, plan.num_tokens), (COPY_ARRAYS, plan.num_copies)):
+        counts = (plan.num_rows, plan.num_tokens, plan.num_copies)
+        for names, count in zip((ROW_ARRAYS, TOKEN_ARRAYS, COPY_ARRAYS), counts):
             for name in names:
                 assert self.views[name][:count].tolist() == wanted[name], name
         assert plan.num_draws == len(wanted["drawing"])
@@ -171,11 +172,11 @@ class Pair:
 
 
 def random_options(rng: random.Random) -> dict:
-    """A small scheduler; small pools so that rows are preempted."""
-    block_size = rng.choice((1, 2, 3, 4, 8))
+    """A small scheduler; mostly with a pool hardly larger than one row needs, so that rows are preempted."""
+    block_size, length = rng.choice((1, 2, 3, 4, 8)), rng.randint(8, 48)
     return dict(
-        num_blocks=rng.randint(4, 40), block_size=block_size, max_rows=rng.randint(1, 8),
-        max_prefill_tokens=rng.randint(1, 40), max_sequence_length=rng.randint(8, 48),
+        num_blocks=-(-length // block_size) + rng.choice((0, 2, 5, 20)), block_size=block_size,
+        max_rows=rng.randint(1, 8), max_prefill_tokens=rng.randint(1, 40), max_sequence_length=length,
         policy=rng.choice(("auto", "no_evict", "watermark", "watermark")), watermark=rng.choice((0.0, 0.05, 0.3)),
     )  # fmt: skip
 
