@@ -51,7 +51,7 @@ class DataConfig:
     test_problems: Count = 512
     ood_problems: Count = 256
     demonstrations: Count = 1024
-    captions: Count = 4096
+    warmup_captions: CountOrOff = 512
 
 
 @section

@@ -115,18 +115,20 @@ class Evolution:
             max_tokens=rollout.max_completion_length,
             seed=iteration_seed(self.config.seed, iteration),
         )
+        title = f"iteration {iteration + 1}: sample"
         with self.run.rollout_writer(iteration + 1) as writer:
             missing = [problem for problem in problems if problem.id not in writer.finished]
-            with self.progress.phase(f"iteration {iteration + 1}: sample", len(problems)) as phase:
+            with self.progress.phase(title, len(problems), "problems") as phase:
                 phase.advance(len(problems) - len(missing))
-                accepted = sampled = 0
-                for group in self.policy.engine.generate(missing, params) if missing else ():
-                    group = select(judge(group), chosen.kind, chosen.k, params.seed)
-                    writer.write(group)
-                    sampled += len(group.responses)
-                    accepted += sum(bool(response.correct) for response in group.responses)
+                for batch in self.policy.engine.generate_batches(missing, params) if missing else ():
+                    judged = [select(judge(group), chosen.kind, chosen.k, params.seed) for group in batch]
+                    writer.write(*judged)
+                    responses = [response for group in judged for response in group.responses]
                     phase.advance(
-                        tokens_per_second=self.policy.engine.stats.tokens_per_second, accepted=accepted, sampled=sampled
+                        len(judged),
+                        tokens=sum(len(response.token_ids) for response in responses),
+                        sampled=len(responses),
+                        accepted=sum(bool(response.correct) for response in responses),
                     )
             writer.finish()
             groups = writer.groups({problem.id: problem for problem in problems})
@@ -148,10 +150,10 @@ class Evolution:
             return None
         size = self.config.train.per_device_train_batch_size * self.config.train.gradient_accumulation_steps
         steps = -(-len(examples) // size)
-        with self.progress.phase(f"iteration {iteration + 1}: train", steps) as phase:
+        with self.progress.phase(f"iteration {iteration + 1}: train", steps, "steps") as phase:
 
             def advance(step: StepStats) -> None:
-                phase.advance(loss=step.loss)
+                phase.advance(tokens=step.tokens, note=f"loss {step.loss:.3f}")
 
             epoch = trainer.train_epoch(
                 examples, batch_size=size, seed=self.config.seed, epoch=iteration, progress=advance

@@ -5,6 +5,7 @@ A stage that is done is not done again; an interrupted one goes on from what it 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from mstar_engine.train.checkpoint import recover
 from mstar_engine.train.collate import imitate
 from mstar_engine.train.pretrain import pretrain
 from mstar_engine.train.schedule import Schedule
-from mstar_engine.types import Problem
+from mstar_engine.types import Estimate, Problem
 
 TINY = "tiny"
 
@@ -77,7 +78,7 @@ class Pipeline:
         examples = [imitate(problem, policy.encoder) for problem in self.data.warmup]
         size = warmup.per_device_train_batch_size
         total = self._warmup_steps(len(examples))
-        with self.progress.phase("warm-up", total) as phase:
+        with self.progress.phase("warm-up", total, "steps") as phase:
             done = epoch = 0
             while done < total:
                 part = examples[: (total - done) * size]
@@ -86,7 +87,7 @@ class Pipeline:
                     batch_size=size,
                     seed=self.config.seed,
                     epoch=epoch,
-                    progress=lambda step: phase.advance(loss=step.loss),
+                    progress=lambda step: phase.advance(tokens=step.tokens, note=f"loss {step.loss:.3f}"),
                 )
                 done += -(-len(part) // size)
                 epoch += 1
@@ -99,6 +100,7 @@ class Pipeline:
         }
         # The evolution has its own clock; Adam's moments go on (paper section 3.1: one optimizer for the whole run).
         policy.trainer.reset_clock()
+        self.progress.greedy = on_validation.greedy
         self.run.journal.append("warmup", **self.summary["warmup"])
         policy.save(self._checkpoint("warmup"))
 
@@ -111,7 +113,7 @@ class Pipeline:
         def done(entry: dict[str, Any]) -> None:
             self.summary["evolve"] = evolution.entries
             self._write_summary()
-            self.progress.iteration(entry)
+            self.progress.greedy = Estimate(**entry["greedy"])
 
         evolve(evolution, self.config.evolve.iterations, done)
         self.summary["evolve"] = evolution.entries
@@ -138,8 +140,8 @@ class Pipeline:
     def _measure(self, name: str, problems: list[Problem], samples: int = 0) -> Measurement:
         evaluate = self.config.evaluate
         assert self._policy is not None
-        with self.progress.phase(f"measure on {name}", None):
-            return measure_policy(
+        with self.progress.phase(f"measure on {name}", len(problems), "problems") as phase:
+            measured, groups = measure_policy(
                 self._policy.engine,
                 problems,
                 max_tokens=self.config.rollout.max_completion_length,
@@ -147,7 +149,9 @@ class Pipeline:
                 samples=samples,
                 k=evaluate.pass_at_k,
                 temperature=evaluate.temperature,
-            )[0]
+            )
+            phase.advance(len(groups), note=f"greedy {100 * measured.greedy.value:.1f}%")
+            return measured
 
     def _warmed_up(self) -> Policy:
         if self._policy is None:
@@ -204,8 +208,6 @@ class Pipeline:
 
 def use_threads(threads: int) -> None:
     """Threads for torch and for the C++ kernels; 0 is one a core."""
-    import os
-
     count = threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(count)
     _C.set_num_threads(count)

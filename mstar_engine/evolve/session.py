@@ -24,8 +24,8 @@ def start(config: RunConfig, resume: bool) -> int:
     """Do or continue the run of `config`; returns the exit status."""
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    with RunDirectory.create_or_resume(config, resume) as run, Progress() as progress:
-        summary = Pipeline(config, run, progress).execute()
+    with RunDirectory.create_or_resume(config, resume) as run:
+        summary = Pipeline(config, run, Progress()).execute()
     print(closing_lines(config, summary))
     return 0
 

@@ -108,6 +108,17 @@ class RolloutEngine:
         Raises ValueError before sampling for an empty data set, a prompt that does not fit the cache, or a bad image;
         ValueError naming problem, sample and position when the model's logits are NaN or infinite.
         """
+        for groups in self.generate_batches(problems, params, temperatures=temperatures):
+            yield from groups
+
+    def generate_batches(
+        self,
+        problems: Iterable[Problem],
+        params: SamplingParams | Callable[[Problem], SamplingParams],
+        *,
+        temperatures: Callable[[Problem], np.ndarray] | None = None,
+    ) -> Iterator[list[Group]]:
+        """As `generate`, with the groups that finished in the same step together (they can share one disk write)."""
         pending = self._encode(problems, params, temperatures)
         first = next(pending, None)
         if first is None:
@@ -174,7 +185,7 @@ class _Call:
     pending: Iterator[_Pending]
     live: dict[int, _Pending] = field(default_factory=dict)
 
-    def run(self) -> Iterator[Group]:
+    def run(self) -> Iterator[list[Group]]:
         engine = self.engine
         ahead = deque([self.first])
         limit = self._sequence_limit()
@@ -219,8 +230,9 @@ class _Call:
             for name in ("prefill_tokens", "extend_tokens", "sampled_tokens", "preemptions"):
                 setattr(stats, name, counted[name])
             stats.seconds = time.perf_counter() - begun
-            for handle in scheduler.finished():
-                yield self._group(scheduler, handle)
+            ended = scheduler.finished()
+            if ended:
+                yield [self._group(scheduler, handle) for handle in ended]
 
     def _step(self, scheduler: _C.Scheduler, runner: ModelRunner) -> None:
         plan = scheduler.plan
