@@ -25,7 +25,8 @@ from mstar_engine.report.progress import Progress
 from mstar_engine.run_directory import RunDirectory
 from mstar_engine.train.checkpoint import recover
 from mstar_engine.train.collate import imitate
-from mstar_engine.train.pretrain import pretrain
+from mstar_engine.models.prompts import PromptEncoder
+from mstar_engine.train.pretrain import PretrainRecipe, align, ground
 from mstar_engine.train.schedule import Schedule
 from mstar_engine.types import Estimate, Problem
 
@@ -68,7 +69,21 @@ class Pipeline:
         if self.config.model.model_name_or_path != TINY:
             return
         model, processor = build_tiny(self.config.seed)
-        pretrain(model, processor, self.config.pretrain, self.config.seed, self.progress)
+        chosen, seed = self.config.pretrain, self.config.seed
+        recipe = PretrainRecipe(
+            ground_steps=chosen.tower_steps,
+            ground_batch=chosen.tower_batch_size,
+            ground_rate=chosen.tower_learning_rate,
+            align_steps=chosen.alignment_steps,
+            align_batch=chosen.alignment_batch_size,
+            align_rate=chosen.alignment_learning_rate,
+        )
+        with self.progress.phase("pretrain: see", recipe.ground_steps, "steps") as phase:
+            ground(model, processor, recipe, seed)
+            phase.advance(recipe.ground_steps)
+        with self.progress.phase("pretrain: read", recipe.align_steps, "steps") as phase:
+            encoder = PromptEncoder(processor)
+            align(model, encoder, recipe, seed, lambda step: phase.advance(tokens=step.tokens, note=f"loss {step.loss:.3f}"))
         save_model(model, processor, self._checkpoint("base"))
 
     def warmup(self) -> None:
