@@ -47,6 +47,13 @@ for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: _integer(node))
 _Dumper.add_representer(float, lambda dumper, value: dumper.represent_scalar("tag:yaml.org,2002:float", _float(value)))
+_Dumper.add_representer(str, lambda dumper, value: _text(dumper, value))
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    # PyYAML writes these line ends as they are unless the text is in double quotes, and reads them back as spaces.
+    style = '"' if re.search("[\\r\x85\u2028\u2029\ufeff]", value) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
 def _integer(node: yaml.ScalarNode) -> int:

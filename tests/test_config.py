@@ -45,6 +45,7 @@ def refusal(*overrides: str) -> str:
 
 
 @given(CONFIGS)
+@settings(deadline=None)
 def test_round_trip(config):
     again = build_config(parse_yaml(dump_config(config), "here"))
     assert again == config
@@ -53,6 +54,7 @@ def test_round_trip(config):
 
 
 @given(st.recursive(SCALAR, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8))
+@settings(deadline=None)
 def test_yaml_round_trip(value):
     assert parse_yaml(write_yaml(value), "here") == value
 
@@ -102,7 +104,7 @@ def test_overrides_for_text_keep_the_text():
 
 
 @given(st.sampled_from(known_keys()), st.data())
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_any_misspelt_key_is_refused(key, data):
     where = data.draw(st.integers(0, len(key) - 1))
     letter = data.draw(st.sampled_from("abcdefghijklmnopqrstuvwxyz_"))

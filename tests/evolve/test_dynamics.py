@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mstar_engine.evolve import dynamics
@@ -37,6 +37,7 @@ ROWS = st.integers(1, 7).flatmap(
 
 
 @given(ROWS, st.data())
+@settings(deadline=None)
 def test_unbiased_pass_at_k_is_the_mean_over_subsets(rows, data):
     k = data.draw(st.integers(1, len(rows[0])))
     brute = np.mean([np.mean([any(some) for some in itertools.combinations(row, k)]) for row in rows])
@@ -46,6 +47,7 @@ def test_unbiased_pass_at_k_is_the_mean_over_subsets(rows, data):
 
 
 @given(ROWS)
+@settings(deadline=None)
 def test_pass_at_k_rises_with_k_and_ends_at_any(rows):
     groups = [make_group(row) for row in rows]
     values = [dynamics.pass_at_k(groups, k).value for k in range(1, len(rows[0]) + 1)]
@@ -63,6 +65,7 @@ def test_unbiased_is_safe_for_large_n():
 
 
 @given(st.integers(1, 10**6), st.data())
+@settings(deadline=None)
 def test_wilson_holds_the_share(items, data):
     successes = data.draw(st.integers(0, items))
     estimate = dynamics.wilson(successes, items)
@@ -95,6 +98,7 @@ def test_bootstrap_agrees_with_resampling_the_problems():
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+@settings(deadline=None)
 def test_bootstrap_holds_the_mean(values):
     estimate = dynamics.bootstrap(values)
     assert -1e-12 <= estimate.low <= estimate.value <= estimate.high <= 1 + 1e-12

@@ -130,6 +130,9 @@ def test_an_unfinished_run_has_a_report(tmp_path):
     RunDirectory.create_or_resume(load_config(None, [f"output_dir={tmp_path}"])).close()
     text = build_report(tmp_path)
     assert "Unfinished" in text and "Nothing measured yet" in text
+    with RunDirectory.create_or_resume(load_config(None, [f"output_dir={tmp_path}"]), resume=True) as run:
+        run.write_summary(Summary(warmup=WarmupSummary(greedy=wilson(40, 100))))
+    assert "it answers 40.0% of the test problems right (30.9% to 49.8%)" in build_report(tmp_path)
 
 
 def test_a_run_of_another_version_has_a_report(run):

@@ -2,7 +2,7 @@
 
 import xml.etree.ElementTree as ElementTree
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mstar_engine.report.plot import Point, Series, line_plot
@@ -14,6 +14,7 @@ POINTS = st.lists(st.tuples(VALUES, VALUES, VALUES).map(sorted), min_size=1, max
 
 
 @given(st.lists(POINTS, min_size=1, max_size=3), st.booleans())
+@settings(deadline=None)
 def test_everything_is_inside_the_frame(lines, percent):
     series = [Series(f"line {i}", "first", points) for i, points in enumerate(lines)]
     root = ElementTree.fromstring(line_plot(series, label="x", percent=percent, width=400, height=200))
@@ -27,6 +28,7 @@ def test_everything_is_inside_the_frame(lines, percent):
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
+@settings(deadline=None)
 def test_any_scale(low, spread):
     points = [Point(1, low), Point(2, low + spread)]
     ElementTree.fromstring(line_plot([Series("a", "first", points)], label="x", percent=False))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mstar_engine.reward.answers import extract_answer, judge, judge_response, judge_text, normalise
@@ -108,12 +108,14 @@ def test_an_unfinished_response_is_wrong(reason):
 
 
 @given(st.integers(-(10**30), 10**30), st.integers(-(10**30), 10**30))
+@settings(deadline=None)
 def test_integers_are_equal_when_they_are(a, b):
     assert judge_text(f"# Answer\n{a}", str(b)).correct == (a == b)
     assert judge_text(f"# Answer\n{a:,}.", str(a)).correct
 
 
 @given(st.text(), st.text())
+@settings(deadline=None)
 def test_comparison_is_equality_of_normal_forms(a, b):
     forwards = extract_answer(f"# Answer\n{a}")
     if forwards is not None and "#" not in a + b:
