@@ -1,6 +1,6 @@
 """`tree_attention` against attention without a tree: torch's sdpa, every row reading its whole prefix.
 
-The peer gets its keys and values already gathered into contiguous [rows, kv heads, keys, D] (the gathering is not timed),
+The peer gets its keys and values already gathered, contiguous [rows, kv heads, keys, D] (the gathering is not timed),
 in one batched call, and the query heads of one kv head as query positions, so that it reads K and V once a row.
 
 The floor is the larger of two times: the tree's K and V read once at the bandwidth of a copy, and its multiplications
