@@ -6,6 +6,7 @@
 #include <cfloat>
 #if defined(__AVX512F__)
 #include <immintrin.h>
+#pragma GCC diagnostic ignored "-Wuninitialized"  // gcc 12 warns inside its own intrinsics
 #endif
 
 namespace mstar::MSTAR_ISA {
@@ -116,10 +117,22 @@ double scaled_sum(const float* x, float max, float inverse_temperature, float ab
 }
 
 void scaled_exps(const float* x, int n, double max, double temperature, double* out) {
-  constexpr double kLargest = 1.7976931348623157e308;
-  const double inverse = 1.0 / temperature < kLargest ? 1.0 / temperature : kLargest;
+  const double inverse = 1.0 / temperature;
 #pragma omp simd
   for (int i = 0; i < n; ++i) out[i] = exp_nonpositive((static_cast<double>(x[i]) - max) * inverse);
+}
+
+void exact_sums(const float* x, double max, double temperature, float above, double* all, double* part) {
+  const double inverse = 1.0 / temperature;
+  double s = 0, p = 0;
+#pragma omp simd reduction(+ : s, p)
+  for (int i = 0; i < kBlock; ++i) {
+    const double e = exp_nonpositive((static_cast<double>(x[i]) - max) * inverse);
+    s += e;
+    p += x[i] > above ? e : 0.0;
+  }
+  *all = s;
+  *part = p;
 }
 
 int hash_at_most(std::uint32_t first_id, std::uint32_t k0, std::uint32_t k1, std::uint32_t bound,
@@ -197,6 +210,6 @@ int gather_between(const float* x, std::uint32_t first_id, float least, float mo
 
 extern const SamplingKernels kSamplingKernels;
 const SamplingKernels kSamplingKernels = {widen,       block_max,    raw_sums,       scaled_sum,
-                                          scaled_exps, hash_at_most, gather_between};
+                                          scaled_exps, exact_sums,   hash_at_most, gather_between};
 
 }  // namespace mstar::MSTAR_ISA
