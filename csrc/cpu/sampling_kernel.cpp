@@ -141,7 +141,8 @@ int hash_at_most(std::uint32_t first_id, std::uint32_t k0, std::uint32_t k1, std
 #if defined(__AVX512F__)
   const auto all = [](std::uint32_t value) { return _mm512_set1_epi32(static_cast<int>(value)); };
   const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  __m512i start = _mm512_add_epi32(_mm512_mullo_epi32(_mm512_add_epi32(lanes, all(first_id)), all(0x9E3779B1u)), all(k0));
+  const __m512i token = _mm512_add_epi32(lanes, all(first_id));
+  __m512i start = _mm512_add_epi32(_mm512_mullo_epi32(token, all(0x9E3779B1u)), all(k0));
   for (int i = 0; i < kBlock; i += 16) {
     __m512i v = _mm512_xor_si512(start, _mm512_srli_epi32(start, 16));
     start = _mm512_add_epi32(start, all(0x9E3779B1u * 16u));
