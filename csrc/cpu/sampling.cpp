@@ -166,7 +166,8 @@ void sample_row(const SamplingCall& call, std::int64_t r, const RowView& row, St
   if (temperature > 0) {
     if (statistics.temperature != temperature) {
       statistics.temperature = temperature;
-      statistics.sum = temperature == 1.0 ? statistics.raw.sum : scaled_sum_above(row, temperature, kNegativeInfinity, kernels);
+      statistics.sum = temperature == 1.0 ? statistics.raw.sum
+                                          : scaled_sum_above(row, temperature, kNegativeInfinity, kernels);
     }
     const Filters filters{temperature, call.top_k[r], call.top_p[r], call.min_p[r]};
     const Cut cut = filter_row(row, filters, statistics.sum, kernels);

@@ -119,16 +119,10 @@ struct ExactSums {
 
 ExactSums exact_sums(const RowView& row, double temperature, float above, const SamplingKernels& kernels) {
   ExactSums sums;
-  double e[kSamplingBlock];
   for (std::size_t b = 0; b < row.blocks.size(); ++b) {
     if ((static_cast<double>(row.block_max[b]) - row.max) / temperature < kNegligible) continue;
-    const float* x = row.blocks[b];
-    kernels.scaled_exps(x, kSamplingBlock, row.max, temperature, e);
-    double all = 0, part = 0;
-    for (int i = 0; i < kSamplingBlock; ++i) {
-      all += e[i];
-      part += x[i] > above ? e[i] : 0.0;
-    }
+    double all, part;
+    kernels.exact_sums(row.blocks[b], row.max, temperature, above, &all, &part);
     sums.row += all;
     sums.above += part;
   }

@@ -6,6 +6,7 @@
 #include <cfloat>
 #if defined(__AVX512F__)
 #include <immintrin.h>
+#pragma GCC diagnostic ignored "-Wuninitialized"  // gcc 12 warns inside its own intrinsics
 #endif
 
 namespace mstar::MSTAR_ISA {
@@ -116,10 +117,22 @@ double scaled_sum(const float* x, float max, float inverse_temperature, float ab
 }
 
 void scaled_exps(const float* x, int n, double max, double temperature, double* out) {
-  constexpr double kLargest = 1.7976931348623157e308;
-  const double inverse = 1.0 / temperature < kLargest ? 1.0 / temperature : kLargest;
+  const double inverse = 1.0 / temperature;
 #pragma omp simd
   for (int i = 0; i < n; ++i) out[i] = exp_nonpositive((static_cast<double>(x[i]) - max) * inverse);
+}
+
+void exact_sums(const float* x, double max, double temperature, float above, double* all, double* part) {
+  const double inverse = 1.0 / temperature;
+  double s = 0, p = 0;
+#pragma omp simd reduction(+ : s, p)
+  for (int i = 0; i < kBlock; ++i) {
+    const double e = exp_nonpositive((static_cast<double>(x[i]) - max) * inverse);
+    s += e;
+    p += x[i] > above ? e : 0.0;
+  }
+  *all = s;
+  *part = p;
 }
 
 int hash_at_most(std::uint32_t first_id, std::uint32_t k0, std::uint32_t k1, std::uint32_t bound,
@@ -128,7 +141,8 @@ int hash_at_most(std::uint32_t first_id, std::uint32_t k0, std::uint32_t k1, std
 #if defined(__AVX512F__)
   const auto all = [](std::uint32_t value) { return _mm512_set1_epi32(static_cast<int>(value)); };
   const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  __m512i start = _mm512_add_epi32(_mm512_mullo_epi32(_mm512_add_epi32(lanes, all(first_id)), all(0x9E3779B1u)), all(k0));
+  const __m512i token = _mm512_add_epi32(lanes, all(first_id));
+  __m512i start = _mm512_add_epi32(_mm512_mullo_epi32(token, all(0x9E3779B1u)), all(k0));
   for (int i = 0; i < kBlock; i += 16) {
     __m512i v = _mm512_xor_si512(start, _mm512_srli_epi32(start, 16));
     start = _mm512_add_epi32(start, all(0x9E3779B1u * 16u));
@@ -197,6 +211,6 @@ int gather_between(const float* x, std::uint32_t first_id, float least, float mo
 
 extern const SamplingKernels kSamplingKernels;
 const SamplingKernels kSamplingKernels = {widen,       block_max,    raw_sums,       scaled_sum,
-                                          scaled_exps, hash_at_most, gather_between};
+                                          scaled_exps, exact_sums,   hash_at_most, gather_between};
 
 }  // namespace mstar::MSTAR_ISA

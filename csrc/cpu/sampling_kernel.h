@@ -23,6 +23,8 @@ struct SamplingKernels {
   double (*scaled_sum)(const float* x, float max, float inverse_temperature, float above);
   // out[i] = e^((x[i] - max) / temperature) in double precision; n is any count.
   void (*scaled_exps)(const float* x, int n, double max, double temperature, double* out);
+  // Sums of the same over a block: all of it, and x > above.
+  void (*exact_sums)(const float* x, double max, double temperature, float above, double* all, double* part);
   // Offsets i in the block, ascending, with hash(first_id + i) <= bound; out holds a block. Returns how many.
   int (*hash_at_most)(std::uint32_t first_id, std::uint32_t k0, std::uint32_t k1, std::uint32_t bound,
                       std::uint16_t* offsets, std::uint32_t* hashes);
