@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
@@ -66,7 +67,20 @@ def device_name() -> str:
 
 def versions() -> dict[str, str]:
     """Versions a reader needs to repeat a row."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "cpus": str(os.cpu_count())}
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": importlib.metadata.version("transformers"),
+        "mstar_engine": importlib.metadata.version("mstar_engine") if _installed("mstar_engine") else "source tree",
+        "cpus": str(os.cpu_count()),
+    }
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -105,8 +119,22 @@ def compare(
     """Measure both sides. `per_second` turns the seconds of one call into the row's unit."""
     ours_value, peer_value = (per_second(seconds) for seconds in median_seconds([ours, peer], repeats))
     ratio = ours_value / peer_value if higher_is_better else peer_value / ours_value
+    return make_row(subject, ours.name, peer.name, ours_value, peer_value, unit, ratio, floor_value)
+
+
+def make_row(
+    subject: str,
+    ours: str,
+    peer: str,
+    ours_value: float,
+    peer_value: float,
+    unit: str,
+    ratio: float,
+    floor_value: float | None = None,
+) -> Row:
+    """A row of values measured elsewhere in this process, stamped with device, versions, date and command."""
     return Row(
-        subject, ours.name, peer.name, ours_value, peer_value, unit, ratio, floor_value,
+        subject, ours, peer, ours_value, peer_value, unit, ratio, floor_value,
         device_name(), versions(), datetime.date.today().isoformat(), " ".join(["python -m", *_command()]),
     )  # fmt: skip
 

@@ -167,7 +167,6 @@ class RunConfig:
 
     output_dir: Text = "runs/digits"
     seed: Seed = 0
-    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
     stages: list[Stage] = Field(default_factory=lambda: list(STAGES))
     threads: CountOrOff = 0
     model: ModelConfig = Field(default_factory=ModelConfig)

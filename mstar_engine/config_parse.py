@@ -21,7 +21,7 @@ from mstar_engine.yaml_text import ConfigError, one_line, parse_yaml, write_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 # A run is the same run wherever it writes, whoever watches, on however many cores and in however many sittings.
-NOT_IDENTITY = ("output_dir", "report_to", "stages", "threads")
+NOT_IDENTITY = ("output_dir", "stages", "threads")
 
 # What other trainers call the same thing.
 SYNONYMS = {

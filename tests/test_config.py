@@ -22,7 +22,6 @@ CONFIGS = st.builds(
     RunConfig,
     output_dir=st.text(min_size=1),
     seed=st.integers(0, 2**63 - 1),
-    report_to=st.lists(st.sampled_from(["tensorboard", "wandb", "trackio"])),
     stages=st.sets(st.sampled_from(STAGES), min_size=1).map(lambda some: [s for s in STAGES if s in some]),
     rollout=st.builds(
         RolloutConfig,
@@ -214,7 +213,7 @@ def test_empty_file_is_the_defaults(tmp_path):
 
 def test_hash_ignores_what_does_not_matter():
     base = config_hash(RunConfig())
-    for override in ("output_dir=elsewhere", "report_to=[wandb]", "threads=3", "stages=[report]"):
+    for override in ("output_dir=elsewhere", "threads=3", "stages=[report]"):
         assert config_hash(load_config(None, [override])) == base
     for override in ("seed=1", "rollout.n=3", "model.dtype=bfloat16", "evolve.interval=0.5"):
         assert config_hash(load_config(None, [override])) != base

@@ -1,0 +1,224 @@
+"""The command line end to end: every stage with the smoke recipe, interruption at every kind of place, refusals."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mstar_engine.evolve import loop
+from mstar_engine.evolve.pipeline import Pipeline
+from mstar_engine.rollout.engine import RolloutEngine
+from mstar_engine.rollout_file import RolloutWriter, read_rollouts
+from mstar_engine.run import main
+from mstar_engine.train.trainer import Trainer
+
+ROOT = Path(__file__).parent.parent
+TIMED = {"seconds", "sample_seconds", "tokens_per_second", "time"}
+
+
+def run(directory: Path, *arguments: str) -> int:
+    return main(["smoke", f"output_dir={directory}", "threads=1", *arguments])
+
+
+@pytest.fixture(autouse=True)
+def restore_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    directory = tmp_path_factory.mktemp("run") / "whole"
+    assert run(directory) == 0
+    return directory
+
+
+def outcome(directory: Path) -> dict:
+    """Everything a run decides: weights, moments, what was sampled, what was measured; times aside."""
+    summary = json.loads((directory / "summary.json").read_text())
+    for entry in summary["evolve"]:
+        for key in TIMED & set(entry):
+            del entry[key]
+    del summary["seconds"]
+    rollouts = {
+        path.name: pq.read_table(path).to_pylist() for path in sorted((directory / "rollouts").glob("*.parquet"))
+    }
+    tensors = {
+        f"{name}/{key}": value
+        for name in ("final/model.safetensors", "final/optimizer.safetensors")
+        for key, value in load_file(directory / "checkpoints" / name).items()
+    }
+    return {"summary": summary, "rollouts": rollouts, "tensors": tensors}
+
+
+def assert_same_outcome(one: Path, other: Path) -> None:
+    a, b = outcome(one), outcome(other)
+    assert a["summary"] == b["summary"]
+    assert a["rollouts"] == b["rollouts"]
+    assert a["tensors"].keys() == b["tensors"].keys()
+    for name, tensor in a["tensors"].items():
+        assert torch.equal(tensor, b["tensors"][name]), name
+
+
+def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    accuracy = {"value", "items", "low", "high"}
+    for place in (summary["warmup"]["greedy"], summary["final"]["greedy"], summary["final"]["ood_greedy"]):
+        assert place.keys() == accuracy and place["low"] <= place["value"] <= place["high"]
+    assert [entry["iteration"] for entry in summary["evolve"]] == [1, 2]
+    for entry in summary["evolve"]:
+        assert entry["greedy"].keys() == entry["pass_at_k"].keys() == accuracy
+        assert entry["sampled"] == 8 * 4 and entry["kept"] >= 0
+        assert entry["temperature"] == 1.0 and entry["tokens_per_second"] > 0
+    assert {"pretrain", "warmup", "evolve", "evaluate", "report"} <= summary["seconds"].keys()
+    table = pq.read_table(finished / "rollouts" / "iteration_0001.parquet")
+    assert table.num_rows == 32
+    assert {"problem_id", "text", "token_ids", "logprobs", "correct", "score", "selected"} <= set(table.column_names)
+    assert "<html" in (finished / "report.html").read_text().lower()
+    assert not list(finished.rglob("*.pt")) + list(finished.rglob("*.bin")) + list(finished.rglob("*.pkl"))
+
+
+def test_checkpoints_are_ordinary_directories(finished: Path) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(finished / "checkpoints" / "final")
+    AutoProcessor.from_pretrained(finished / "checkpoints" / "final")
+    assert sum(parameter.numel() for parameter in model.parameters()) > 1e5
+
+
+def test_resuming_a_finished_run_does_nothing_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = outcome(finished)
+    journal = (finished / "journal.jsonl").read_text().count('"iteration"')
+    assert run(finished, "--resume") == 0
+    assert "report" in capsys.readouterr().out
+    assert (finished / "journal.jsonl").read_text().count('"iteration"') == journal
+    assert outcome(finished)["summary"] == before["summary"]
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, owner: object, method: str, calls: int, error: BaseException) -> None:
+    """Let `method` work `calls` times and then raise."""
+    original = getattr(owner, method)
+    left = calls
+
+    def wrapped(*args: object, **kwargs: object) -> object:
+        nonlocal left
+        if left == 0:
+            raise error
+        left -= 1
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, method, wrapped)
+
+
+INTERRUPTIONS = {
+    "pretraining": (Trainer, "step", 1, 130),
+    "warm-up": (Trainer, "step", 3, 130),
+    "measuring the warm-up": (Pipeline, "_measure", 1, 130),
+    "first rollouts": (RolloutWriter, "write", 1, 130),
+    "second rollouts": (RolloutWriter, "write", 5, 130),
+    "measuring an iteration": (loop, "measure_policy", 1, 130),
+    "final measurement": (Pipeline, "_measure", 4, 130),
+}
+
+
+@pytest.mark.parametrize("place", INTERRUPTIONS)
+def test_interrupted_equals_uninterrupted(
+    place: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, method, calls, status = INTERRUPTIONS[place]
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, owner, method, calls, KeyboardInterrupt())
+        assert run(tmp_path / "cut") == status
+    sampled = sampling_log(monkeypatch)
+    kept = {name: read_ids(tmp_path / "cut", name) for name in ("iteration_0001", "iteration_0002")}
+    assert run(tmp_path / "cut", "--resume") == 0
+    assert_same_outcome(finished, tmp_path / "cut")
+    for name, ids in kept.items():
+        again = sampled.get(int(name[-4:]), set()) & ids
+        assert not again, f"sampled again: {again}"
+
+
+def read_ids(directory: Path, name: str) -> set[str]:
+    return {group.problem.id for group in read_rollouts(directory / "rollouts" / f"{name}.parquet")}
+
+
+def sampling_log(monkeypatch: pytest.MonkeyPatch) -> dict[int, set[str]]:
+    """Problem ids that the engine samples for training from here on, by iteration."""
+    seen: dict[int, set[str]] = {}
+    original = RolloutEngine.generate_batches
+
+    def logged(self, problems, params, **options):
+        if not options and problems:
+            seen.setdefault(params.seed, set()).update(problem.id for problem in problems)
+        return original(self, problems, params, **options)
+
+    monkeypatch.setattr(RolloutEngine, "generate_batches", logged)
+    return seen
+
+
+def test_disk_full_keeps_what_was_finished(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    full = OSError(28, "No space left on device", "rollouts")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, RolloutWriter, "write", 2, full)
+        assert run(tmp_path / "full") == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert run(tmp_path / "full", "--resume") == 0
+    assert_same_outcome(finished, tmp_path / "full")
+
+
+def test_full_disk_while_saving_a_checkpoint(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    from mstar_engine.train import checkpoint
+
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, checkpoint, "save_file", 2, OSError(28, "No space left on device"))
+        assert run(tmp_path / "full") == 1
+    assert "earlier ones are intact" in capsys.readouterr().err
+    assert run(tmp_path / "full", "--resume") == 0
+    assert_same_outcome(finished, tmp_path / "full")
+
+
+def test_another_configuration_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(finished, "--resume", "train.learning_rate=0.123") == 1
+    message = capsys.readouterr().err
+    assert "train.learning_rate" in message and "output_dir" in message
+    assert run(finished) == 1
+    assert "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("rollout.temprature=1", "rollout.temperature"),
+        ("rollout.n=0", "rollout.n"),
+        ("rollout.n=many", "rollout.n"),
+        ("rollout.temperature=-1", "rollout.temperature"),
+        ("train.lr_scheduler_type=cosine", "train.max_steps"),
+        ("nosuch.yaml", "nosuch.yaml"),
+    ],
+)
+def test_bad_arguments_stop_in_one_line(argument: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["smoke", argument] if "=" in argument else [argument]) == 2
+    message = capsys.readouterr().err
+    assert said in message and message.count("\n") == 1
+
+
+def test_print_config_and_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["smoke", "--print_config", "rollout.n=5"]) == 0
+    assert "n: 5" in capsys.readouterr().out
+    assert main(["smoke", "--dry_run", f"output_dir={tmp_path / 'none'}"]) == 0
+    assert "responses" in capsys.readouterr().out
+    assert not (tmp_path / "none").exists()
+
+
+def test_refusals_do_not_wait_for_torch() -> None:
+    """A misspelt key must not cost the seconds that importing torch takes."""
+    code = "import sys; from mstar_engine.run import main; main(['x=1']); sys.exit('torch' in sys.modules)"
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PATH": "/usr/bin:/bin"}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment, capture_output=True)
