@@ -16,6 +16,7 @@ PlanKind Scheduler::next_plan() {
   copied_.clear();
   evicted_.clear();
   if (plan_resume() || plan_admission()) {
+    write_log();
     layout_valid_ = false;
     outstanding_ = true;
   } else if (plan_decode()) {
@@ -221,6 +222,7 @@ void Scheduler::write_prompt(const Group& group) {
 bool Scheduler::plan_decode() {
   if (running_.empty()) return false;
   if (layout_valid_ && advance()) return true;
+  write_log();
   make_room();
   plan_.reset(PlanKind::decode);
   steps_to_length_ = std::numeric_limits<std::int32_t>::max();
