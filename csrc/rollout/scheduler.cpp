@@ -132,8 +132,11 @@ void Scheduler::commit(const std::int32_t* tokens, std::int64_t count, const flo
     const auto first_row = static_cast<std::int32_t>(running_.size() - count);
     for (std::int64_t r = 0; r < count; ++r) {
       Row& row = *running_[first_row + r];
+      const std::int32_t expected = std::min(row.group->request.max_tokens, kReservedTokens);
+      row.tokens.reserve(expected);
+      row.records.reserve(expected * width);
       row.tokens.push_back(tokens[r]);
-      row.records.assign(records + r * width, records + (r + 1) * width);
+      row.records.insert(row.records.end(), records + r * width, records + (r + 1) * width);
     }
     finish_drawn(first_row);
   } else if (plan_.kind == PlanKind::decode) {
@@ -160,15 +163,19 @@ void Scheduler::log(const std::int32_t* tokens, const float* records, std::int32
 }
 
 void Scheduler::write_log() {
-  const std::int32_t width = options_.record_width;
-  for (std::int32_t r = 0; r < (log_steps_ > 0 ? log_rows_ : 0); ++r) {
+  const std::int32_t steps = log_steps_;
+  const std::size_t width = options_.record_width;
+  const std::size_t stride = static_cast<std::size_t>(log_rows_) * width;
+  for (std::int32_t r = 0; r < (steps > 0 ? log_rows_ : 0); ++r) {
     Row& row = *running_[r];
-    for (std::int32_t i = 0; i < log_steps_; ++i) {
-      const auto entry = static_cast<std::size_t>(i) * log_rows_ + r;
-      row.tokens.push_back(log_tokens_[entry]);
-      const float* records = log_records_.data() + entry * width;
-      row.records.insert(row.records.end(), records, records + width);
-    }
+    const std::size_t drawn = row.tokens.size();
+    row.tokens.resize(drawn + steps);
+    row.records.resize((drawn + steps) * width);
+    for (std::int32_t i = 0; i < steps; ++i)
+      row.tokens[drawn + i] = log_tokens_[static_cast<std::size_t>(i) * log_rows_ + r];
+    const float* from = log_records_.data() + r * width;
+    float* to = row.records.data() + drawn * width;
+    for (std::int32_t i = 0; i < steps; ++i, from += stride, to += width) std::copy_n(from, width, to);
   }
   log_steps_ = 0;
 }

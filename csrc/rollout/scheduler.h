@@ -155,6 +155,7 @@ class Scheduler {
   // What the running rows drew in the last steps, step by step, for the rows running_[0 .. log_rows_). It reaches the
   // rows in runs of some steps, before anything reads them: a row's memory is far from the next row's.
   static constexpr std::int32_t kLogSteps = 32;
+  static constexpr std::int32_t kReservedTokens = 1024;  // a row's memory grows only beyond
   std::int32_t log_rows_ = 0;
   std::int32_t log_steps_ = 0;
   std::vector<std::int32_t> log_tokens_;  // [kLogSteps, log_rows_]
