@@ -1,4 +1,4 @@
-"""Microseconds that one decode step spends in the scheduler: next_plan and commit, called from Python as the engine does.
+"""Microseconds that a decode step spends in the scheduler: next_plan and commit, called from Python as the engine does.
 
 Groups of 16 rows below a prompt of 1500 tokens, blocks of 16 tokens, four records a token, one stop id that is never
 drawn. Rows start in one step, so all cross into a new block in the same step: every sixteenth step is the worst there
@@ -51,26 +51,30 @@ def stepper(next_plan: Callable[[], int], commit: Callable[[], object]) -> Calla
     return run
 
 
+def measured(count: int, repeats: int) -> Row:
+    """Both sides with this many rows."""
+    max_tokens = STEPS * (repeats + 2)
+    tokens, records = np.full(count, 5, np.int32), np.zeros((count, RECORDS), np.float32)
+    ours = _C.Scheduler(**options(count, max_tokens))
+    started(ours, count, max_tokens, lambda: ours.commit(tokens, records))
+    oracle = Oracle(**options(count, max_tokens))
+    token_list, record_list = tokens.tolist(), records.tolist()
+    started(oracle, count, max_tokens, lambda: oracle.commit(token_list, record_list))
+    peer = stepper(lambda: oracle.next_plan(undoable=False), lambda: oracle.commit(token_list, record_list))
+    return compare(
+        f"step, {count} rows",
+        Side("scheduler", stepper(ours.next_plan, lambda: ours.commit(tokens, records))),
+        Side("Python oracle", peer),
+        unit="us/step",
+        per_second=lambda seconds: seconds / STEPS * 1e6,
+        repeats=repeats,
+    )
+
+
 def rows(quick: bool) -> Iterator[Row]:
     """One row a batch size."""
-    repeats = 3 if quick else 15
-    max_tokens = STEPS * (repeats + 2)
     for count in ROWS:
-        tokens, records = np.full(count, 5, np.int32), np.zeros((count, RECORDS), np.float32)
-        ours = _C.Scheduler(**options(count, max_tokens))
-        started(ours, count, max_tokens, lambda: ours.commit(tokens, records))
-        oracle = Oracle(**options(count, max_tokens))
-        token_list, record_list = tokens.tolist(), records.tolist()
-        started(oracle, count, max_tokens, lambda: oracle.commit(token_list, record_list))
-        peer = stepper(lambda: oracle.next_plan(undoable=False), lambda: oracle.commit(token_list, record_list))
-        yield compare(
-            f"step, {count} rows",
-            Side("scheduler", stepper(ours.next_plan, lambda: ours.commit(tokens, records))),
-            Side("Python oracle", peer),
-            unit="us/step",
-            per_second=lambda seconds: seconds / STEPS * 1e6,
-            repeats=repeats,
-        )
+        yield measured(count, repeats=3 if quick else 15)
 
 
 if __name__ == "__main__":

@@ -152,8 +152,8 @@ void Scheduler::resume(Row& row) {
 bool Scheduler::may_admit(const Group& group) const {
   const std::int32_t n = group.num_rows();
   if (static_cast<std::int32_t>(running_.size()) + n > options_.max_rows) return false;
-  if (plan_.num_groups > 0 && std::int64_t{plan_.num_tokens} + group.request.prompt_length > options_.max_prefill_tokens)
-    return false;
+  const std::int64_t prompt_tokens = std::int64_t{plan_.num_tokens} + group.request.prompt_length;
+  if (plan_.num_groups > 0 && prompt_tokens > options_.max_prefill_tokens) return false;
   if (is_no_evict())
     return worst_running_ + group.shared_worst + std::int64_t{n} * group.row_worst <= options_.num_blocks;
   return running_.empty() || std::int64_t{pool_.free_count()} - group.prompt_blocks() - n >= reserve_;
