@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -240,7 +241,8 @@ void bind_scheduler(py::module_& m) {
 
 Each array has its full capacity; slice it by the count of its kind (num_rows, num_tokens, num_nodes, num_groups,
 num_copies; token_begin by num_groups + 1). The views stay valid as long as they are held.)");
-  plan.def_property_readonly("kind", [](const PlanView& view) { return static_cast<int>(view.scheduler->plan().kind); });
+  plan.def_property_readonly("kind",
+                             [](const PlanView& view) { return static_cast<int>(view.scheduler->plan().kind); });
 #define MSTAR_COUNT(name) \
   plan.def_property_readonly(#name, [](const PlanView& view) { return view.scheduler->plan().name; })
   MSTAR_COUNT(num_rows);

@@ -41,7 +41,7 @@ NodeId PrefixTree::split(NodeId leaf, std::int32_t num_blocks) {
     above.blocks.push_back(std::move(below.blocks[j]));
   }
   below.blocks.erase(below.blocks.begin(), below.blocks.begin() + num_blocks);
-  for (std::size_t j = 0; j < below.blocks.size(); ++j) entry(leaf, static_cast<std::int32_t>(j)) = below.blocks[j].id();
+  for (std::int32_t j = 0; j < this->num_blocks(leaf); ++j) entry(leaf, j) = below.blocks[j].id();
   if (below.parent != kNoNode) --nodes_[below.parent].children;  // the inner node took the leaf's place
   below.parent = inner;
   below.start += num_blocks * block_size_;

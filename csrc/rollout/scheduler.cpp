@@ -45,6 +45,8 @@ Scheduler::Scheduler(SchedulerOptions options)
             ceil_div(options_.max_sequence_length, options_.block_size)),
       plan_(options_.max_rows,
             std::max({options_.max_rows, options_.max_prefill_tokens, options_.max_sequence_length})),
+      log_tokens_(static_cast<std::size_t>(kLogSteps) * options_.max_rows),
+      log_records_(log_tokens_.size() * options_.record_width),
       room_(options_.max_rows),
       crossing_(options_.max_rows),
       node_index_(2 * options_.max_rows, -1) {}
@@ -126,31 +128,60 @@ void Scheduler::commit(const std::int32_t* tokens, std::int64_t count, const flo
   totals_.preemptions += static_cast<std::int64_t>(evicted_.size());
 
   outstanding_ = false;
-  if (count > 0) {
+  if (plan_.kind == PlanKind::prefill) {
     const auto first_row = static_cast<std::int32_t>(running_.size() - count);
-    Row* const* rows = running_.data() + first_row;
-    for (std::int64_t r = 0; r < count; ++r) append(*rows[r], tokens[r], records + r * width);
-    bool may_end = plan_.kind == PlanKind::prefill;
-    if (plan_.kind == PlanKind::decode) {
-      may_end = --steps_to_length_ <= 0;
-      for (const std::int32_t stop : options_.stop_ids) {
-        std::int32_t hits = 0;
-        for (std::int64_t r = 0; r < count; ++r) hits += tokens[r] == stop;
-        may_end |= hits > 0;
-      }
-      std::copy_n(tokens, count, plan_.token_ids.data());  // what the next decode step feeds
+    for (std::int64_t r = 0; r < count; ++r) {
+      Row& row = *running_[first_row + r];
+      const std::int32_t expected = std::min(row.group->request.max_tokens, kReservedTokens);
+      row.tokens.reserve(expected);
+      row.records.reserve(expected * width);
+      row.tokens.push_back(tokens[r]);
+      row.records.insert(row.records.end(), records + r * width, records + (r + 1) * width);
     }
-    if (may_end) finish_drawn(first_row);
+    finish_drawn(first_row);
+  } else if (plan_.kind == PlanKind::decode) {
+    log(tokens, records, plan_.num_rows);
+    bool may_end = --steps_to_length_ == 0;
+    for (const std::int32_t stop : options_.stop_ids) {
+      std::int32_t hits = 0;
+      for (std::int64_t r = 0; r < count; ++r) hits += tokens[r] == stop;
+      may_end |= hits > 0;
+    }
+    std::copy_n(tokens, count, plan_.token_ids.data());  // what the next decode step feeds
+    if (may_end) finish_drawn(0);
   }
   apply_aborts();
 }
 
-void Scheduler::append(Row& row, std::int32_t token, const float* records) {
-  row.tokens.push_back(token);
-  row.records.insert(row.records.end(), records, records + options_.record_width);
+void Scheduler::log(const std::int32_t* tokens, const float* records, std::int32_t count) {
+  if (log_steps_ == kLogSteps) write_log();
+  log_rows_ = count;
+  const auto begin = static_cast<std::size_t>(log_steps_++) * count;
+  const std::int32_t width = options_.record_width;
+  std::copy_n(tokens, count, log_tokens_.data() + begin);
+  std::copy_n(records, static_cast<std::size_t>(count) * width, log_records_.data() + begin * width);
+}
+
+void Scheduler::write_log() {
+  const std::int32_t steps = log_steps_;
+  const std::size_t width = options_.record_width;
+  const std::size_t stride = static_cast<std::size_t>(log_rows_) * width;
+  for (std::int32_t r = 0; r < (steps > 0 ? log_rows_ : 0); ++r) {
+    Row& row = *running_[r];
+    const std::size_t drawn = row.tokens.size();
+    row.tokens.resize(drawn + steps);
+    row.records.resize((drawn + steps) * width);
+    for (std::int32_t i = 0; i < steps; ++i)
+      row.tokens[drawn + i] = log_tokens_[static_cast<std::size_t>(i) * log_rows_ + r];
+    const float* from = log_records_.data() + r * width;
+    float* to = row.records.data() + drawn * width;
+    for (std::int32_t i = 0; i < steps; ++i, from += stride, to += width) std::copy_n(from, width, to);
+  }
+  log_steps_ = 0;
 }
 
 void Scheduler::finish_drawn(std::int32_t first_row) {
+  write_log();
   const auto& stops = options_.stop_ids;
   bool any = false;
   for (auto it = running_.begin() + first_row; it != running_.end(); ++it) {
@@ -198,6 +229,7 @@ void Scheduler::abort(std::int32_t handle) {
 
 void Scheduler::abort_now(Group& group) {
   if (group.done_rows == group.num_rows()) return;
+  write_log();
   for (Row& row : group.rows)
     if (row.state != RowState::done) finish(row, Reason::abort);
   const auto done = [](const Row* row) { return row->state == RowState::done; };

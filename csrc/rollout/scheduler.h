@@ -97,7 +97,8 @@ class Scheduler {
 
   // scheduler.cpp: the life of groups
   void validate(const GroupRequest& request) const;
-  void append(Row& row, std::int32_t token, const float* records);
+  void log(const std::int32_t* tokens, const float* records, std::int32_t count);
+  void write_log();
   void finish(Row& row, Reason reason);
   void finish_drawn(std::int32_t first_row);
   void end(Group& group);
@@ -150,6 +151,15 @@ class Scheduler {
   std::vector<NodeId> grown_;
   std::vector<PrivateCopy> copied_;
   std::vector<Eviction> evicted_;
+
+  // What the running rows drew in the last steps, step by step, for the rows running_[0 .. log_rows_). It reaches the
+  // rows in runs of some steps, before anything reads them: a row's memory is far from the next row's.
+  static constexpr std::int32_t kLogSteps = 32;
+  static constexpr std::int32_t kReservedTokens = 1024;  // a row's memory grows only beyond
+  std::int32_t log_rows_ = 0;
+  std::int32_t log_steps_ = 0;
+  std::vector<std::int32_t> log_tokens_;  // [kLogSteps, log_rows_]
+  std::vector<float> log_records_;        // [kLogSteps, log_rows_, record_width]
 
   // The decode plan in place is advanced, not rewritten, while the running rows stay the same.
   bool layout_valid_ = false;

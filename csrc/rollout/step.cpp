@@ -16,6 +16,7 @@ PlanKind Scheduler::next_plan() {
   copied_.clear();
   evicted_.clear();
   if (plan_resume() || plan_admission()) {
+    write_log();
     layout_valid_ = false;
     outstanding_ = true;
   } else if (plan_decode()) {
@@ -151,8 +152,8 @@ void Scheduler::resume(Row& row) {
 bool Scheduler::may_admit(const Group& group) const {
   const std::int32_t n = group.num_rows();
   if (static_cast<std::int32_t>(running_.size()) + n > options_.max_rows) return false;
-  if (plan_.num_groups > 0 && std::int64_t{plan_.num_tokens} + group.request.prompt_length > options_.max_prefill_tokens)
-    return false;
+  const std::int64_t prompt_tokens = std::int64_t{plan_.num_tokens} + group.request.prompt_length;
+  if (plan_.num_groups > 0 && prompt_tokens > options_.max_prefill_tokens) return false;
   if (is_no_evict())
     return worst_running_ + group.shared_worst + std::int64_t{n} * group.row_worst <= options_.num_blocks;
   return running_.empty() || std::int64_t{pool_.free_count()} - group.prompt_blocks() - n >= reserve_;
@@ -221,6 +222,7 @@ void Scheduler::write_prompt(const Group& group) {
 bool Scheduler::plan_decode() {
   if (running_.empty()) return false;
   if (layout_valid_ && advance()) return true;
+  write_log();
   make_room();
   plan_.reset(PlanKind::decode);
   steps_to_length_ = std::numeric_limits<std::int32_t>::max();
