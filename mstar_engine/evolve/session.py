@@ -22,12 +22,18 @@ from mstar_engine.run_directory import RunDirectory
 
 def start(config: RunConfig, resume: bool) -> int:
     """Do or continue the run of `config`; returns the exit status."""
-    transformers.logging.set_verbosity_error()
+    quiet()
     warnings.filterwarnings("ignore", category=FutureWarning)
     with RunDirectory.create_or_resume(config, resume) as run:
         summary = Pipeline(config, run, Progress()).execute()
     print(closing_lines(config, summary))
     return 0
+
+
+def quiet() -> None:
+    """No bars and notes of transformers' between ours."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def closing_lines(config: RunConfig, summary: dict[str, Any]) -> str:
@@ -45,7 +51,7 @@ def closing_lines(config: RunConfig, summary: dict[str, Any]) -> str:
 
 def dry_run(config: RunConfig) -> int:
     """Load model and data, encode one prompt, and print what the run would do."""
-    transformers.logging.set_verbosity_error()
+    quiet()
     data = load_data(config.data, config.seed)
     if config.model.model_name_or_path == TINY:
         model, processor = build_tiny(config.seed)
