@@ -26,10 +26,14 @@ $(READY): $(SOURCES)
 	@touch $(READY)
 
 run: $(READY)  ## self-evolve the default model on handwritten digits (runs/digits; ARGS='key=value ...')
-	@$(BIN)/python -m mstar_engine.run $(ARGS)
+	@$(BIN)/python -m mstar_engine.run --resume $(ARGS)
 
 test: $(READY)  ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-cpp: $(READY)  ## C++ unit tests
+	@$(BIN)/pip install --quiet --disable-pip-version-check cmake
+	@$(BIN)/cmake -S . -B build/cpp -DMSTAR_PYTHON=OFF -DMSTAR_TESTS=ON -DCMAKE_BUILD_TYPE=Release > build/cpp.log && $(BIN)/cmake --build build/cpp -j >> build/cpp.log && $(BIN)/ctest --test-dir build/cpp --output-on-failure
 
 bench: $(READY)  ## run every benchmark; results go to build/bench (ARGS=--quick for a short look)
 	@mkdir -p build/bench

@@ -163,10 +163,10 @@ mstar::Policy policy_from(const std::string& name) {
 SchedulerView make_scheduler(std::int32_t num_blocks, std::int32_t block_size, std::int32_t max_rows,
                              std::int32_t max_prefill_tokens, std::int32_t max_sequence_length,
                              std::vector<std::int32_t> stop_ids, const std::string& policy, double watermark,
-                             std::int32_t record_width) {
+                             std::int32_t record_width, std::int32_t admit_rows) {
   auto core = std::make_shared<mstar::Scheduler>(
       mstar::SchedulerOptions{num_blocks, block_size, max_rows, max_prefill_tokens, max_sequence_length,
-                              std::move(stop_ids), policy_from(policy), watermark, record_width});
+                              std::move(stop_ids), policy_from(policy), watermark, record_width, admit_rows});
   PlanView plan{core, {}};
   mstar::Plan& arrays = core->plan();
 #define MSTAR_VIEW(name) plan.arrays[#name] = view_of(core, arrays.name)
@@ -261,7 +261,8 @@ num_copies; token_begin by num_groups + 1). The views stay valid as long as they
   py::class_<SchedulerView>(m, "Scheduler", "Plans the steps of a rollout over a tree of shared prefixes.")
       .def(py::init(&make_scheduler), py::arg("num_blocks"), py::arg("block_size"), py::arg("max_rows"),
            py::arg("max_prefill_tokens"), py::arg("max_sequence_length"), py::arg("stop_ids"),
-           py::arg("policy") = "auto", py::arg("watermark") = 0.05, py::arg("record_width") = 4)
+           py::arg("policy") = "auto", py::arg("watermark") = 0.05, py::arg("record_width") = 4,
+           py::arg("admit_rows") = 1)
       .def(
           "submit",
           [](SchedulerView& self, std::int32_t prompt_length, std::int32_t max_tokens, std::uint64_t seed,

@@ -27,6 +27,8 @@ SchedulerOptions checked(SchedulerOptions options) {
   positive("max_prefill_tokens", options.max_prefill_tokens);
   positive("max_sequence_length", options.max_sequence_length);
   positive("record_width", options.record_width);
+  if (options.admit_rows < 1 || options.admit_rows > options.max_rows)
+    refuse("admit_rows", options.admit_rows, "1 to max_rows=" + std::to_string(options.max_rows));
   if (!(options.watermark >= 0.0 && options.watermark < 1.0)) refuse("watermark", options.watermark, "0 to below 1");
   if (std::int64_t{options.num_blocks} * options.block_size > std::numeric_limits<std::int32_t>::max())
     refuse("num_blocks", options.num_blocks, "num_blocks * block_size below 2**31, the range of a slot");

@@ -36,6 +36,9 @@ struct SchedulerOptions {
   Policy policy = Policy::automatic;
   double watermark = 0.05;
   std::int32_t record_width = 4;
+  // Row places that must be free before anything is admitted while rows run: a prefill of several groups costs little
+  // more than that of one. 1 admits at the first chance.
+  std::int32_t admit_rows = 1;
 };
 
 // Totals of committed steps, and the state of the moment.

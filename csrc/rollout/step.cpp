@@ -161,6 +161,8 @@ bool Scheduler::may_admit(const Group& group) const {
 
 bool Scheduler::plan_admission() {
   if (waiting_.empty() || !preempted_.empty()) return false;
+  const std::int32_t places = options_.max_rows - static_cast<std::int32_t>(running_.size());
+  if (!running_.empty() && places < options_.admit_rows) return false;
   const std::int32_t groups_before = plan_.num_groups;
   plan_.num_groups = 0;  // what may_admit counts; the rest of the last plan stays in case it is advanced
   if (!may_admit(*waiting_.front())) {

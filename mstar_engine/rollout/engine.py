@@ -24,6 +24,8 @@ from mstar_engine.types import Group, Problem, Response, SamplingParams
 
 PREFILL, EXTEND = 1, 2
 REASONS = ("stop", "length", "abort")
+ADMIT_SHARE = 8
+"""New groups start when this part of the row places is free: prefills are then batched, and few places idle."""
 MAX_TABLE_TOKENS = 131_072
 """Bounds the width of the scheduler's block table."""
 
@@ -204,6 +206,7 @@ class _Call:
             max_sequence_length=min(limit, cache.num_blocks * engine.block_size, MAX_TABLE_TOKENS),
             stop_ids=sorted({*engine.stop_ids(), *self.first.params.stop_token_ids}),
             policy=engine.policy,
+            admit_rows=max(1, engine.max_rows // ADMIT_SHARE),
         )
         runner = ModelRunner(engine.model, cache, scheduler.plan, engine.backend)
         stats = engine.stats = RolloutStats()

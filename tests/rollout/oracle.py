@@ -49,11 +49,11 @@ class Oracle:
 
     def __init__(
         self, num_blocks, block_size, max_rows, max_prefill_tokens, max_sequence_length, stop_ids,
-        policy="auto", watermark=0.05, record_width=4,
+        policy="auto", watermark=0.05, record_width=4, admit_rows=1,
     ):  # fmt: skip
         self.num_blocks, self.block_size, self.max_rows = num_blocks, block_size, max_rows
         self.max_prefill_tokens, self.max_sequence_length = max_prefill_tokens, max_sequence_length
-        self.stop_ids, self.record_width = set(stop_ids), record_width
+        self.stop_ids, self.record_width, self.admit_rows = set(stop_ids), record_width, admit_rows
         self.evicts, self.switches = policy == "watermark", policy == "auto"
         self.reserve = math.ceil(watermark * num_blocks)
         self.free = list(range(num_blocks))
@@ -356,7 +356,8 @@ class Oracle:
 
     def admit(self) -> dict | None:
         """Start waiting groups in order, unless a preempted row waits too."""
-        if self.rows_in("preempted"):
+        running = len(self.rows_in("running"))
+        if self.rows_in("preempted") or (running and self.max_rows - running < self.admit_rows):
             return None
         chosen: list[Group] = []
         for group in [group for group in self.live if not group.admitted]:

@@ -174,10 +174,12 @@ class Pair:
 def random_options(rng: random.Random) -> dict:
     """A small scheduler; mostly with a pool hardly larger than one row needs, so that rows are preempted."""
     block_size, length = rng.choice((1, 2, 3, 4, 8)), rng.randint(8, 48)
+    max_rows = rng.randint(1, 8)
     return dict(
         num_blocks=-(-length // block_size) + rng.choice((0, 2, 5, 20)), block_size=block_size,
-        max_rows=rng.randint(1, 8), max_prefill_tokens=rng.randint(1, 40), max_sequence_length=length,
+        max_rows=max_rows, max_prefill_tokens=rng.randint(1, 40), max_sequence_length=length,
         policy=rng.choice(("auto", "no_evict", "watermark", "watermark")), watermark=rng.choice((0.0, 0.05, 0.3)),
+        admit_rows=rng.choice((1, 1, rng.randint(1, max_rows))),
     )  # fmt: skip
 
 

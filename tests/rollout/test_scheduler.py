@@ -175,6 +175,7 @@ def test_auto_evicts_only_once_a_group_demands_it():
         ({"block_size": 0}, "block_size=0"),
         ({"max_rows": -1}, "max_rows=-1"),
         ({"watermark": 1.0}, "watermark=1"),
+        ({"admit_rows": 1000}, "admit_rows=1000; allowed: 1 to max_rows"),
         ({"policy": "lru"}, "policy=lru; allowed: auto, no_evict, watermark"),
         ({"num_blocks": 2**30}, "2\\*\\*31"),
     ],
@@ -233,12 +234,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_prefill_tokens=st.integers(1, 24),
         policy=st.sampled_from(("auto", "no_evict", "watermark")),
         watermark=st.sampled_from((0.0, 0.05, 0.3)),
+        admit_rows=st.integers(1, 5),
     )
-    def build(self, block_size, spare, max_rows, max_prefill_tokens, policy, watermark):
+    def build(self, block_size, spare, max_rows, max_prefill_tokens, policy, watermark, admit_rows):
         """A pool hardly larger than one row needs."""
         self.pair = Pair(
             num_blocks=16 // block_size + spare, block_size=block_size, max_rows=max_rows, max_sequence_length=16,
-            max_prefill_tokens=max_prefill_tokens, policy=policy, watermark=watermark,
+            max_prefill_tokens=max_prefill_tokens, policy=policy, watermark=watermark, admit_rows=min(admit_rows, max_rows),
         )  # fmt: skip
         self.rng = random.Random(0)
 
