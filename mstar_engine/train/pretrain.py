@@ -6,9 +6,9 @@ so the language model later finds "red" among the image tokens by looking for it
 model learns to answer "Read the red and blue tiles."; that is plain supervised training on captions.
 
 The defaults take 35 s on two CPU cores: the tower then names 97.5% of unseen digits, and the model reads 97% of the
-tiles it is asked for (95% with 250 steps). A warm-up of 220 to 240 steps of 32 at a learning rate of
-8e-4 (three visits to 2,000 demonstrations, a quarter of captions) leaves greedy accuracy at 0.36 to 0.44; evolution
-climbs from there with batches of 32 at 6e-4 (at 1e-3 it fell in the one run that was tried).
+tiles it is asked for (95% with 250 steps; one seed each). A warm-up of 240 steps of 32 at a learning rate of 8e-4
+(three visits to 2,000 demonstrations, a quarter of captions) then leaves greedy accuracy at 0.44; evolution climbs from
+there with batches of 32 at 6e-4 (at 1e-3 it fell in the one run that was tried).
 """
 
 from __future__ import annotations
