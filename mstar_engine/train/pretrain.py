@@ -4,6 +4,11 @@ Two stages, for the tiny model only. `ground`: the vision tower and the projecto
 colour and its digit *in the language model's own words* (the score of a word is the cosine with its input embedding),
 so the language model later finds "red" among the image tokens by looking for its own embedding. `align`: the language
 model learns to answer "Read the red and blue tiles."; that is plain supervised training on captions.
+
+The defaults take 35 s on two CPU cores: the tower then names 97.5% of unseen digits, and the model reads 97% of the
+tiles it is asked for (95% with 250 steps; one seed each). A warm-up of 240 steps of 32 at a learning rate of 8e-4
+(three visits to 2,000 demonstrations, a quarter of captions) then leaves greedy accuracy at 0.44; evolution climbs from
+there with batches of 32 at 6e-4 (at 1e-3 it fell in the one run that was tried).
 """
 
 from __future__ import annotations
@@ -28,13 +33,16 @@ BLANK_SHARE = 0.4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainRecipe:
-    """Steps, images a step and peak learning rates of the two stages."""
+    """Steps, images a step and peak learning rates of the two stages.
+
+    At a rate of 3e-3, 250 steps of 32 read 95% of the tiles and 130 steps of 64 read 67%: small batches pay.
+    """
 
     ground_steps: int = 200
     ground_batch: int = 32
     ground_rate: float = 3e-3
-    align_steps: int = 200
-    align_batch: int = 64
+    align_steps: int = 300
+    align_batch: int = 32
     align_rate: float = 2e-3
 
 
