@@ -12,10 +12,7 @@ moves with the number of live rows.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from PIL import Image

@@ -46,34 +46,35 @@ class DataConfig:
     """The task and how many problems of each kind it gives; `captions` teach the tiny model to see."""
 
     dataset_name: Text = "digits"
-    train_problems: Count = 1024
+    train_problems: Count = 4096
     validation_problems: Count = 256
     test_problems: Count = 512
     ood_problems: Count = 256
-    demonstrations: Count = 1024
-    warmup_captions: CountOrOff = 512
+    demonstrations: Count = 2000
+    warmup_captions: CountOrOff = 700
 
 
 @section
 class PretrainConfig:
     """Fitting of the tiny model before the run proper: its image tower alone, then tower and language together."""
 
-    tower_steps: CountOrOff = 400
-    tower_batch_size: Count = 64
-    tower_learning_rate: Rate = 1e-3
-    alignment_steps: CountOrOff = 600
+    tower_steps: CountOrOff = 200
+    tower_batch_size: Count = 32
+    tower_learning_rate: Rate = 3e-3
+    alignment_steps: CountOrOff = 300
     alignment_batch_size: Count = 32
-    alignment_learning_rate: Rate = 1e-3
+    alignment_learning_rate: Rate = 2e-3
 
 
 @section
 class WarmupConfig:
     """Supervised training on demonstrations: gives the policy its output format. `max_steps` -1: the epochs decide."""
 
-    max_steps: Annotated[int, Field(ge=-1)] = -1
+    max_steps: Annotated[int, Field(ge=-1)] = 160
     num_train_epochs: Rate = 1.0
     per_device_train_batch_size: Count = 32
-    learning_rate: Rate = 5e-4
+    learning_rate: Rate = 8e-4
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "linear"
     warmup_steps: CountOrOff = 10
     weight_decay: NonNegative = 0.0
 
@@ -82,13 +83,13 @@ class WarmupConfig:
 class RolloutConfig:
     """How the policy samples, and the room it has for keys and values (`kv_cache_memory` in bytes)."""
 
-    n: Count = 16
+    n: Count = 8
     temperature: NonNegative = 1.0
     top_k: CountOrOff = 0
     top_p: PositiveShare = 1.0
     min_p: Share = 0.0
-    max_completion_length: Count = 96
-    max_rows: Count = 128
+    max_completion_length: Count = 40
+    max_rows: Count = 512
     block_size: Count = 16
     kv_cache_memory: Literal["auto"] | Count = "auto"
 
@@ -97,19 +98,21 @@ class RolloutConfig:
 class SelectConfig:
     """H: which of the correct responses are learned from."""
 
-    kind: Literal["all", "random", "top_k"] = "all"
+    kind: Literal["all", "random", "top_k"] = "random"
     k: Count = 2
 
 
 @section
 class TrainConfig:
-    """The optimizer of the evolution, one a run. `max_steps` -1: each iteration is one epoch over what it kept."""
+    """The optimizer of the evolution, one a run. An iteration trains `num_train_epochs` times on what it kept (the paper:
+    once), until `max_steps` steps are done in all (-1: no limit)."""
 
-    learning_rate: Rate = 1e-4
+    learning_rate: Rate = 6e-4
+    num_train_epochs: Count = 2
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
     warmup_steps: CountOrOff = 0
     max_steps: Annotated[int, Field(ge=-1)] = -1
-    per_device_train_batch_size: Count = 32
+    per_device_train_batch_size: Count = 64
     gradient_accumulation_steps: Count = 1
     weight_decay: NonNegative = 0.0
     max_grad_norm: NonNegative = 1.0

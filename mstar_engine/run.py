@@ -50,8 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(dump_config(config), end="")
         return 0
     print(f"mstar_engine: {config.model.model_name_or_path} on {config.data.dataset_name}, {config.output_dir}", flush=True)
-    # Idle threads must sleep: the C++ kernels and torch take turns on the same cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from mstar_engine.evolve.session import dry_run, start  # imports torch and transformers: seconds

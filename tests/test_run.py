@@ -58,10 +58,28 @@ def outcome(directory: Path) -> dict:
     return {"summary": summary, "rollouts": rollouts, "tensors": tensors}
 
 
+def assert_alike(a: object, b: object) -> None:
+    """Equal, floats up to rounding."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_alike(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for one, other in zip(a, b):
+            assert_alike(one, other)
+    elif isinstance(a, float):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+    else:
+        assert a == b
+
+
 def assert_same_outcome(one: Path, other: Path) -> None:
+    """Weights and moments bit for bit; tokens and verdicts exactly. A log-probability may differ in its last bits where
+    the rest of a phase was sampled in other batches: matrix products round by batch size."""
     a, b = outcome(one), outcome(other)
-    assert a["summary"] == b["summary"]
-    assert a["rollouts"] == b["rollouts"]
+    assert_alike(a["summary"], b["summary"])
+    assert_alike(a["rollouts"], b["rollouts"])
     assert a["tensors"].keys() == b["tensors"].keys()
     for name, tensor in a["tensors"].items():
         assert torch.equal(tensor, b["tensors"][name]), name

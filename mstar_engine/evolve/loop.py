@@ -137,7 +137,7 @@ class Evolution:
         return groups, {"tokens_per_second": rate, "sample_seconds": round(stats.seconds, 3) if missing else 0.0}
 
     def _improve(self, iteration: int, examples: list[TrainingExample]) -> float | None:
-        """One epoch on what was kept; the method's switches say from where and with which optimizer."""
+        """Train on what was kept; the method's switches say from where and with which optimizer."""
         trainer = self.policy.trainer
         if self.method.start == "initial" and iteration > 0:
             self.policy.restore(self._checkpoints() / "warmup")
@@ -148,17 +148,19 @@ class Evolution:
         limit = self.config.train.max_steps
         if not examples or (limit >= 0 and trainer.global_step >= limit):
             return None
-        size = self.config.train.per_device_train_batch_size * self.config.train.gradient_accumulation_steps
-        steps = -(-len(examples) // size)
+        train = self.config.train
+        size = train.per_device_train_batch_size * train.gradient_accumulation_steps
+        steps = -(-len(examples) // size) * train.num_train_epochs
         with self.progress.phase(f"iteration {iteration + 1}: train", steps, "steps") as phase:
 
             def advance(step: StepStats) -> None:
                 phase.advance(tokens=step.tokens, note=f"loss {step.loss:.3f}")
 
-            epoch = trainer.train_epoch(
-                examples, batch_size=size, seed=self.config.seed, epoch=iteration, progress=advance
-            )
-        return epoch.loss
+            for epoch in range(iteration * train.num_train_epochs, (iteration + 1) * train.num_train_epochs):
+                stats = trainer.train_epoch(
+                    examples, batch_size=size, seed=self.config.seed, epoch=epoch, progress=advance
+                )
+        return stats.loss
 
     def _checkpoints(self) -> Path:
         return self.run.path / "checkpoints"

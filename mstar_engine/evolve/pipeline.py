@@ -15,7 +15,7 @@ from mstar_kernels import _C
 
 from mstar_engine.config import RunConfig
 from mstar_engine.data.sources import DataSet, load_data
-from mstar_engine.evolve.loop import Evolution, evolve
+from mstar_engine.evolve.loop import Evolution, evolve, interval
 from mstar_engine.evolve.measure import Measurement, measure_policy
 from mstar_engine.evolve.policy import Policy
 from mstar_engine.models.loading import save_model
@@ -89,10 +89,11 @@ class Pipeline:
     def warmup(self) -> None:
         """Supervised training on demonstrations, then the measurement that evolution starts from (paper section 2)."""
         warmup = self.config.warmup
-        self._policy = policy = Policy.load(self._base(), self.config, self._warmup_schedule())
-        examples = [imitate(problem, policy.encoder) for problem in self.data.warmup]
         size = warmup.per_device_train_batch_size
-        total = self._warmup_steps(len(examples))
+        total = self._warmup_steps(len(self.data.warmup))
+        schedule = schedule_of(warmup.learning_rate, warmup.lr_scheduler_type, warmup.warmup_steps, total)
+        self._policy = policy = Policy.load(self._base(), self.config, schedule)
+        examples = [imitate(problem, policy.encoder) for problem in self.data.warmup]
         with self.progress.phase("warm-up", total, "steps") as phase:
             done = epoch = 0
             while done < total:
@@ -147,7 +148,8 @@ class Pipeline:
     def report(self) -> None:
         """The HTML report of what the run directory holds."""
         self._write_summary()
-        for problem in [*self.data.train[:64], *self.data.validation[:16]]:
+        last = max(0, len(self.summary["evolve"]) - 1)
+        for problem in interval(self.data.train, self.config.evolve.interval, last, self.config.seed)[:64]:
             for image in problem.images[:1]:
                 self.run.write_report_image(problem.id, image)
         write_report(self.run.path)
@@ -207,18 +209,19 @@ class Pipeline:
             return warmup.max_steps
         return max(1, round(warmup.num_train_epochs * examples / warmup.per_device_train_batch_size))
 
-    def _warmup_schedule(self) -> Schedule:
-        warmup = self.config.warmup
-        return Schedule(peak=warmup.learning_rate, kind="constant", warmup=warmup.warmup_steps)
-
     def _evolve_schedule(self) -> Schedule:
         train = self.config.train
-        return Schedule(
-            peak=train.learning_rate,
-            kind="constant" if train.lr_scheduler_type == "constant_with_warmup" else train.lr_scheduler_type,
-            warmup=train.warmup_steps,
-            horizon=train.max_steps if train.max_steps > 0 else None,
-        )
+        return schedule_of(train.learning_rate, train.lr_scheduler_type, train.warmup_steps, train.max_steps)
+
+
+def schedule_of(learning_rate: float, kind: str, warmup_steps: int, max_steps: int) -> Schedule:
+    """A schedule from Hugging Face's words for it; `max_steps` is the horizon where one is needed."""
+    return Schedule(
+        peak=learning_rate,
+        kind="constant" if kind == "constant_with_warmup" else kind,
+        warmup=min(warmup_steps, max(0, max_steps - 1)) if max_steps > 0 else warmup_steps,
+        horizon=max_steps if kind in ("linear", "cosine") else None,
+    )
 
 
 def use_threads(threads: int) -> None:

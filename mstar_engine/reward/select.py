@@ -39,15 +39,19 @@ def select_all(group: Group) -> Group:
 
 
 def select_random(group: Group, k: int, seed: int) -> Group:
-    """`k` distinct correct responses, drawn by (seed, problem, sample): the same whenever and wherever it is asked.
+    """Correct responses drawn at random until `k` distinct ones are found; the caller varies `seed` with the iteration.
 
-    The caller varies `seed` with the iteration.
+    Responses are drawn, not texts: what the policy says often is kept often, and a rare text that got lucky rarely. The
+    draw is a function of (seed, problem, sample): the same whenever and wherever it is asked.
     """
 
     def draw(response: Response) -> bytes:
         return hashlib.sha256(repr((seed, group.problem.id, response.sample)).encode()).digest()
 
-    return _mark(group, sorted(candidates(group), key=draw)[:k])
+    drawn: dict[str, Response] = {}
+    for response in sorted((r for r in group.responses if r.correct), key=draw):
+        drawn.setdefault(response.text.strip(), response)
+    return _mark(group, list(drawn.values())[:k])
 
 
 def select_top_k(group: Group, k: int) -> Group:
