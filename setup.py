@@ -37,8 +37,17 @@ class CMakeBuild(build_ext):
         ninja = shutil.which("ninja")
         generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
         for command in (
-            ["cmake", "-S", ROOT, "-B", build, *generator, "-DCMAKE_BUILD_TYPE=Release",
-             f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"],
+            [
+                "cmake",
+                "-S",
+                ROOT,
+                "-B",
+                build,
+                *generator,
+                "-DCMAKE_BUILD_TYPE=Release",
+                f"-DPython_EXECUTABLE={sys.executable}",
+                f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            ],
             ["cmake", "--build", build, "--target", "_C"],
             ["cmake", "--install", build, "--prefix", prefix],
         ):

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from benchmarks.harness import Row, Side, main, make_row, median_seconds
@@ -38,7 +37,11 @@ def build_model() -> PreTrainedModel:
     text = dict(model_type="llama", vocab_size=VOCABULARY, hidden_size=256, intermediate_size=768, num_hidden_layers=4)
     text |= dict(num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=1024, eos_token_id=None)
     config = AutoConfig.for_model(
-        "llava", vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN, image_seq_length=IMAGE_TOKENS,
+        "llava",
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE_TOKEN,
+        image_seq_length=IMAGE_TOKENS,
         vision_feature_layer=-1,
     )
     return AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval()
@@ -55,38 +58,59 @@ class RandomPrompts(PromptEncoder):
         return EncodedPrompt(ids, {"pixel_values": torch.randn(1, 3, 128, 128, generator=generator)})
 
 
+class Workload:
+    """The same problems for both sides; `produced` counts the tokens of the last call of each."""
+
+    def __init__(self, model: PreTrainedModel, engine: RolloutEngine, count: int) -> None:
+        self.model = model
+        self.engine = engine
+        self.problems = [Problem(id=str(i), question="") for i in range(count)]
+        prompts = [engine.encoder.encode(problem) for problem in self.problems]
+        self.ids = torch.stack([prompt.input_ids for prompt in prompts])
+        self.pixels = torch.cat([prompt.inputs["pixel_values"] for prompt in prompts])
+        self.produced: dict[str, int] = {}
+
+    def ours(self) -> None:
+        """The engine."""
+        params = SamplingParams(n=SAMPLES, max_tokens=MAX_TOKENS, seed=1, stop_token_ids=STOP_IDS)
+        groups = list(self.engine.generate(self.problems, params))
+        self.produced["ours"] = sum(len(response.token_ids) for group in groups for response in group.responses)
+
+    def peer(self) -> None:
+        """transformers, all problems in one batch."""
+        torch.manual_seed(1)
+        output = self.model.generate(
+            input_ids=self.ids,
+            pixel_values=self.pixels,
+            attention_mask=torch.ones_like(self.ids),
+            do_sample=True,
+            top_k=0,
+            num_return_sequences=SAMPLES,
+            max_new_tokens=MAX_TOKENS,
+            eos_token_id=list(STOP_IDS),
+            pad_token_id=0,
+            suppress_tokens=[IMAGE_TOKEN],
+        )[:, self.ids.shape[1] :]
+        self.produced["peer"] = int((output != 0).sum())
+
+
 def rows(quick: bool) -> Iterable[Row]:
     """One row a batch of problems."""
     model = build_model()
     engine = RolloutEngine(model, RandomPrompts(build_tiny(0)[1]), max_rows=256)
     for count in (2,) if quick else (4, 16):
-        problems = [Problem(id=str(i), question="") for i in range(count)]
-        prompts = [engine.encoder.encode(problem) for problem in problems]
-        ids = torch.stack([prompt.input_ids for prompt in prompts])
-        pixels = torch.cat([prompt.inputs["pixel_values"] for prompt in prompts])
-        produced: dict[str, int] = {}
-
-        def ours() -> None:
-            params = SamplingParams(n=SAMPLES, max_tokens=MAX_TOKENS, seed=1, stop_token_ids=STOP_IDS)
-            groups = list(engine.generate(problems, params))
-            produced["ours"] = sum(len(response.token_ids) for group in groups for response in group.responses)
-
-        def peer() -> None:
-            torch.manual_seed(1)
-            output = model.generate(
-                input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0,
-                num_return_sequences=SAMPLES, max_new_tokens=MAX_TOKENS, eos_token_id=list(STOP_IDS), pad_token_id=0,
-                suppress_tokens=[IMAGE_TOKEN],
-            )[:, ids.shape[1] :]
-            produced["peer"] = int((output != 0).sum())
-
-        ours_seconds, peer_seconds = median_seconds(
-            [Side("engine", ours), Side("generate", peer)], repeats=1 if quick else 3
-        )
-        ours_rate, peer_rate = produced["ours"] / ours_seconds, produced["peer"] / peer_seconds
+        work = Workload(model, engine, count)
+        sides = [Side("engine", work.ours), Side("generate", work.peer)]
+        ours_seconds, peer_seconds = median_seconds(sides, repeats=1 if quick else 3)
+        ours_rate, peer_rate = work.produced["ours"] / ours_seconds, work.produced["peer"] / peer_seconds
         yield make_row(
             f"{count} problems x {SAMPLES}, prompt {IMAGE_TOKENS + TEXT_TOKENS}, responses to {MAX_TOKENS}",
-            "RolloutEngine", "model.generate", ours_rate, peer_rate, "tokens/s", ours_rate / peer_rate, None,
+            "RolloutEngine",
+            "model.generate",
+            ours_rate,
+            peer_rate,
+            "tokens/s",
+            ours_rate / peer_rate,
         )
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from mstar_kernels.sampling import sample_tokens
 from torch import Tensor
 
 from benchmarks.harness import Row, Side, compare, copy_bytes_per_second, main
+from mstar_kernels.sampling import sample_tokens
 
 ROWS = 64
 LARGE, SMALL = 152_064, 32_000

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from mstar_kernels import _C
 
 from benchmarks.harness import Row, Side, compare, main
+from mstar_kernels import _C
 from tests.rollout.oracle import IDLE, Oracle
 
 ROWS = (32, 256, 1024)

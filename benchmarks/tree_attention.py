@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from mstar_kernels.reference import gather_row
-from mstar_kernels.tree_attention import Tree, tree_attention
 from torch import Tensor
 
 from benchmarks.harness import Row, Side, compare, copy_bytes_per_second, main, median_seconds
+from mstar_kernels.reference import gather_row
+from mstar_kernels.tree_attention import Tree, tree_attention
 
 BLOCK_SIZE = 16
 

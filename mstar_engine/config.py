@@ -104,8 +104,11 @@ class SelectConfig:
 
 @section
 class TrainConfig:
-    """The optimizer of the evolution, one a run. An iteration trains `num_train_epochs` times on what it kept (the paper:
-    once), until `max_steps` steps are done in all (-1: no limit)."""
+    """The optimizer of the evolution, one a run.
+
+    An iteration trains `num_train_epochs` times on what it kept (the paper: once). `max_steps` optimizer steps in all
+    end the training and are the horizon of the schedules that need one; -1 is no limit.
+    """
 
     learning_rate: Rate = 6e-4
     num_train_epochs: Count = 2

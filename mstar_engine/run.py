@@ -1,11 +1,11 @@
 """The command line: `python -m mstar_engine.run [recipe.yaml] [key=value ...]`.
 
-    python -m mstar_engine.run                                   the default run: handwritten digits, some minutes
-    python -m mstar_engine.run smoke                             every stage in seconds
-    python -m mstar_engine.run my.yaml rollout.temperature=0.8   a recipe of yours, with one value changed
-    python -m mstar_engine.run my.yaml --print_config            what that amounts to
-    python -m mstar_engine.run my.yaml --dry_run                 load everything, do nothing
-    python -m mstar_engine.run my.yaml --resume                  go on where a run stopped
+python -m mstar_engine.run                                   the default run: handwritten digits, some minutes
+python -m mstar_engine.run smoke                             every stage in seconds
+python -m mstar_engine.run my.yaml rollout.temperature=0.8   a recipe of yours, with one value changed
+python -m mstar_engine.run my.yaml --print_config            what that amounts to
+python -m mstar_engine.run my.yaml --dry_run                 load everything, do nothing
+python -m mstar_engine.run my.yaml --resume                  go on where a run stopped
 """
 
 from __future__ import annotations
@@ -29,13 +29,17 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, RunConfig]:
     )
     parser.add_argument("arguments", nargs="*", metavar="recipe.yaml | key=value", help="a recipe, then overrides")
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
-    parser.add_argument("--dry_run", action="store_true", help="load model and data, print what a run would do, and stop")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="load model and data, print what a run would do, and stop"
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in output_dir where it stopped")
     options = parser.parse_intermixed_args(argv)
     recipes = [argument for argument in options.arguments if "=" not in argument]
     overrides = [argument for argument in options.arguments if "=" in argument]
     if len(recipes) > 1:
-        raise ConfigError(f"{len(recipes)} recipes given ({', '.join(recipes)}); allowed: one, then key=value overrides")
+        raise ConfigError(
+            f"{len(recipes)} recipes given ({', '.join(recipes)}); allowed: one, then key=value overrides"
+        )
     return options, load_config(recipes[0] if recipes else None, overrides)
 
 
@@ -49,7 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.print_config:
         print(dump_config(config), end="")
         return 0
-    print(f"mstar_engine: {config.model.model_name_or_path} on {config.data.dataset_name}, {config.output_dir}", flush=True)
+    print(
+        f"mstar_engine: {config.model.model_name_or_path} on {config.data.dataset_name}, {config.output_dir}",
+        flush=True,
+    )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from mstar_engine.evolve.session import dry_run, start  # imports torch and transformers: seconds

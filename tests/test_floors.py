@@ -54,7 +54,9 @@ def test_imports_go_down(path: Path) -> None:
     floor, package = floor_of(module)
     for name in imported(path, module):
         below, other = floor_of(name)
-        assert below < floor or (below == floor and other == package), f"{relative} (floor {floor}) imports {'.'.join(name)}"
+        assert below < floor or (below == floor and other == package), (
+            f"{relative} (floor {floor}) imports {'.'.join(name)}"
+        )
 
 
 def test_kernels_folder_is_no_package() -> None:

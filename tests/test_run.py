@@ -120,7 +120,9 @@ def test_resuming_a_finished_run_does_nothing_again(finished: Path, capsys: pyte
     assert outcome(finished)["summary"] == before["summary"]
 
 
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, owner: object, method: str, calls: int, error: BaseException) -> None:
+def interrupt_after(
+    monkeypatch: pytest.MonkeyPatch, owner: object, method: str, calls: int, error: BaseException
+) -> None:
     """Let `method` work `calls` times and then raise."""
     original = getattr(owner, method)
     left = calls
@@ -181,7 +183,9 @@ def sampling_log(monkeypatch: pytest.MonkeyPatch) -> dict[int, set[str]]:
     return seen
 
 
-def test_disk_full_keeps_what_was_finished(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_disk_full_keeps_what_was_finished(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     full = OSError(28, "No space left on device", "rollouts")
     with monkeypatch.context() as patch:
         interrupt_after(patch, RolloutWriter, "write", 2, full)
@@ -191,7 +195,9 @@ def test_disk_full_keeps_what_was_finished(finished: Path, tmp_path: Path, monke
     assert_same_outcome(finished, tmp_path / "full")
 
 
-def test_full_disk_while_saving_a_checkpoint(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_full_disk_while_saving_a_checkpoint(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     from mstar_engine.train import checkpoint
 
     with monkeypatch.context() as patch:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from ..types import Problem
-from .tiles import Tile, render, scans, scatter
+from mstar_engine.data.tiles import Tile, render, scans, scatter
+from mstar_engine.types import Problem
 
 FAMILIES = ("sum", "difference", "three-sum")
 OOD_FAMILY = "sum-difference"

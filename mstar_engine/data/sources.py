@@ -12,7 +12,7 @@ from mstar_engine.types import Problem
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSet:
-    """The problem sets of a run. `warmup` has responses to imitate; the others have golds. No problem is in two of them."""
+    """The problem sets of a run, disjoint. `warmup` has responses to imitate; the others have golds."""
 
     warmup: list[Problem]
     train: list[Problem]

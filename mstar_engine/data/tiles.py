@@ -90,6 +90,4 @@ def scatter(rng: random.Random, count: int, pool: tuple[int, ...]) -> list[Tile]
     colours = rng.sample(list(COLOURS), count)
     cells = rng.sample(range(GRID * GRID), count)
     picked = [rng.choice(pool) for _ in range(count)]
-    return [
-        Tile(colour=c, digit=digit_of(s), scan=s, cell=cell) for c, s, cell in zip(colours, picked, cells)
-    ]
+    return [Tile(colour=c, digit=digit_of(s), scan=s, cell=cell) for c, s, cell in zip(colours, picked, cells)]

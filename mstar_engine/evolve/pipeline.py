@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mstar_kernels import _C
 
 from mstar_engine.config import RunConfig
 from mstar_engine.data.sources import DataSet, load_data
@@ -19,16 +18,17 @@ from mstar_engine.evolve.loop import Evolution, evolve, interval
 from mstar_engine.evolve.measure import Measurement, measure_policy
 from mstar_engine.evolve.policy import Policy
 from mstar_engine.models.loading import save_model
+from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.models.tiny import build_tiny
 from mstar_engine.report.html import write_report
 from mstar_engine.report.progress import Progress
 from mstar_engine.run_directory import RunDirectory
 from mstar_engine.train.checkpoint import recover
 from mstar_engine.train.collate import imitate
-from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.train.pretrain import PretrainRecipe, align, ground
 from mstar_engine.train.schedule import Schedule
 from mstar_engine.types import Estimate, Problem
+from mstar_kernels import _C
 
 TINY = "tiny"
 
@@ -83,7 +83,13 @@ class Pipeline:
             phase.advance(recipe.ground_steps)
         with self.progress.phase("pretrain: read", recipe.align_steps, "steps") as phase:
             encoder = PromptEncoder(processor)
-            align(model, encoder, recipe, seed, lambda step: phase.advance(tokens=step.tokens, note=f"loss {step.loss:.3f}"))
+            align(
+                model,
+                encoder,
+                recipe,
+                seed,
+                lambda step: phase.advance(tokens=step.tokens, note=f"loss {step.loss:.3f}"),
+            )
         save_model(model, processor, self._checkpoint("base"))
 
     def warmup(self) -> None:

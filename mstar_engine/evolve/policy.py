@@ -25,7 +25,9 @@ from mstar_engine.train.trainer import Trainer
 class Policy:
     """Model, processor, prompt cache, rollout engine and trainer over one set of parameters."""
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, config: RunConfig, schedule: Schedule) -> None:
+    def __init__(
+        self, model: PreTrainedModel, processor: ProcessorMixin, config: RunConfig, schedule: Schedule
+    ) -> None:
         rollout, train = config.rollout, config.train
         self.model = model
         self.processor = processor

@@ -68,7 +68,8 @@ def dry_run(config: RunConfig) -> int:
         "problems": f"{len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test, "
         f"{len(data.ood)} out of distribution, {len(data.warmup)} for the warm-up",
         "prompt": f"{len(prompt.input_ids)} tokens (first problem), images included",
-        "iterations": f"{iterations} x {chunk} problems x {rollout.n} responses = {iterations * chunk * rollout.n:,} responses",
+        "iterations": f"{iterations} x {chunk} problems x {rollout.n} responses"
+        f" = {iterations * chunk * rollout.n:,} responses",
         "K/V cache": f"{shape.bytes_per_token:,} bytes a token; at most "
         f"{rollout.max_rows * longest * shape.bytes_per_token / 2**20:.0f} MiB for {rollout.max_rows} rows",
         "weights": f"{parameters * shape.dtype.itemsize / 2**20:.0f} MiB, with AdamW "

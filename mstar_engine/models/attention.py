@@ -115,7 +115,9 @@ def _attention(
     if step is None:
         return usual(), None
     if kwargs.get("s_aux") is not None:
-        raise ValueError("attention sinks are not supported by the rollout engine; use `model.generate` for this family")
+        raise ValueError(
+            "attention sinks are not supported by the rollout engine; use `model.generate` for this family"
+        )
     window = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
     call = LayerCall(
         layer=int(module.layer_idx),

@@ -1,4 +1,4 @@
-"""Which models the rollout engine can run, decided from their config and one probing forward, never from a list of names."""
+"""Which models the rollout engine can run: decided from config and one probing forward, never from a list of names."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def probe(model: PreTrainedModel) -> KVShape:
     missing = sorted(set(range(layers)) - set(recorder.shapes))
     if missing or len(recorder.shapes) > layers:
         raise ValueError(
-            f"model family {model.config.model_type!r} cannot be run by the rollout engine: layers {missing or 'unknown'} "
-            "do not go through transformers' attention interface; use `model.generate`."
+            f"model family {model.config.model_type!r} cannot be run by the rollout engine: layers "
+            f"{missing or 'unknown'} do not go through transformers' attention interface; use `model.generate`."
         )
     kept = set(recorder.shapes.values())
     if len(kept) > 1 or any(key_dim != value_dim for _, key_dim, value_dim in kept):
@@ -100,7 +100,11 @@ def special_image_ids(config: PretrainedConfig, processor: object | None = None)
     found: set[int] = set()
     for holder in (config, processor):
         for key, value in vars(holder).items() if holder is not None else ():
-            if key.endswith(("token_id", "token_index")) and any(word in key for word in named) and isinstance(value, int):
+            if (
+                key.endswith(("token_id", "token_index"))
+                and any(word in key for word in named)
+                and isinstance(value, int)
+            ):
                 found.add(value)
     vocabulary = config.get_text_config(decoder=True).vocab_size
     return sorted(token for token in found if 0 <= token < vocabulary)

@@ -21,7 +21,9 @@ def load_model(
         raise ValueError(f"model.dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
     local = Path(path)
     if local.exists() and not (local / "config.json").is_file():
-        raise ValueError(f"model.model_name_or_path={path}: no config.json there; give a Hugging Face checkpoint directory")
+        raise ValueError(
+            f"model.model_name_or_path={path}: no config.json there; give a Hugging Face checkpoint directory"
+        )
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=DTYPES[dtype], attn_implementation=attn_implementation, use_safetensors=True

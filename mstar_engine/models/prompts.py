@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..types import Problem
+from mstar_engine.types import Problem
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,8 +50,10 @@ def _open(problem: Problem, image: object) -> Image.Image:
 
 def _same_prompt(a: Problem, b: Problem) -> bool:
     """Whether two problems of one id show the same prompt (a reworded question must not hit the cache)."""
-    return a.question == b.question and len(a.images) == len(b.images) and all(
-        x is y or (not isinstance(x, Image.Image) and x == y) for x, y in zip(a.images, b.images)
+    return (
+        a.question == b.question
+        and len(a.images) == len(b.images)
+        and all(x is y or (not isinstance(x, Image.Image) and x == y) for x, y in zip(a.images, b.images))
     )
 
 

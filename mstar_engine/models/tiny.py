@@ -16,7 +16,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from .vocabulary import END, IMAGE, PAD, build_tokenizer
+from mstar_engine.models.vocabulary import END, IMAGE, PAD, build_tokenizer
 
 IMAGE_SIZE = 64
 PATCH = 16

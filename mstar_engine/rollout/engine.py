@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from mstar_kernels import _C
-from mstar_kernels.sampling import sample_tokens
 from transformers import PreTrainedModel, ProcessorMixin
 
 from mstar_engine.models.attention import hooked
@@ -21,6 +19,8 @@ from mstar_engine.models.prompts import EncodedPrompt, PromptEncoder
 from mstar_engine.rollout.kv_cache import KVCache, memory_limit
 from mstar_engine.rollout.runner import ModelRunner
 from mstar_engine.types import Group, Problem, Response, SamplingParams
+from mstar_kernels import _C
+from mstar_kernels.sampling import sample_tokens
 
 PREFILL, EXTEND = 1, 2
 REASONS = ("stop", "length", "abort")
@@ -144,7 +144,9 @@ class RolloutEngine:
             chosen = params(problem) if callable(params) else params
             degrees = np.full(chosen.n, chosen.temperature) if temperatures is None else temperatures(problem)
             if len(degrees) != chosen.n:
-                raise ValueError(f"rollout: problem {problem.id}: {len(degrees)} temperatures for n={chosen.n} responses")
+                raise ValueError(
+                    f"rollout: problem {problem.id}: {len(degrees)} temperatures for n={chosen.n} responses"
+                )
             yield _Pending(
                 problem,
                 self.encoder.encode(problem),

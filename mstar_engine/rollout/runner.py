@@ -1,4 +1,4 @@
-"""Runs the scheduler's plans on the model object that is being trained: no second copy, no cache of transformers' own."""
+"""Runs the scheduler's plans on the model object that is being trained: no second copy, no cache but ours."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from mstar_kernels.paged_kv import copy_blocks
-from mstar_kernels.tree_attention import Tree
 from transformers import PreTrainedModel
 
 from mstar_engine.models.attention import attention_step
@@ -17,6 +15,8 @@ from mstar_engine.models.compatibility import forget_rope_deltas, rope_delta_mod
 from mstar_engine.models.prompts import EncodedPrompt
 from mstar_engine.rollout.kv_cache import KVCache
 from mstar_engine.rollout.steps import DecodeStep, ExtendStep, PrefillStep
+from mstar_kernels.paged_kv import copy_blocks
+from mstar_kernels.tree_attention import Tree
 
 MAX_PREFILL_BATCH = 16
 """Prompts of one shape that go through one forward; more only raises peak memory."""
@@ -37,8 +37,19 @@ class ModelRunner:
         self.rope_deltas = np.zeros(1024, dtype=np.int64)  # by group handle
         self.arrays = {
             name: torch.from_numpy(getattr(plan, name))
-            for name in ("token_ids", "positions", "slots", "copy_src", "copy_dst", "block_table")
-            + ("node_row_begin", "node_row_end", "node_table", "node_length", "node_start")
+            for name in (
+                "token_ids",
+                "positions",
+                "slots",
+                "copy_src",
+                "copy_dst",
+                "block_table",
+                "node_row_begin",
+                "node_row_end",
+                "node_table",
+                "node_length",
+                "node_start",
+            )
         }
 
     def prefill(self, prompts: Sequence[EncodedPrompt]) -> torch.Tensor:
@@ -52,7 +63,9 @@ class ModelRunner:
         for batch in _same_shape(prompts):
             slots = torch.cat([self.arrays["slots"][begins[i] : begins[i + 1]] for i in batch]).to(self.device)
             first = prompts[batch[0]]
-            inputs = {name: torch.cat([prompts[i].inputs[name] for i in batch]).to(self.device) for name in first.inputs}
+            inputs = {
+                name: torch.cat([prompts[i].inputs[name] for i in batch]).to(self.device) for name in first.inputs
+            }
             for name in first.token_inputs:
                 inputs[name] = torch.stack([prompts[i].token_inputs[name] for i in batch]).to(self.device)
             tokens = torch.stack([prompts[i].input_ids for i in batch]).to(self.device)
@@ -154,7 +167,7 @@ class ModelRunner:
 
 
 def _same_shape(prompts: Sequence[EncodedPrompt]) -> list[list[int]]:
-    """Split into batches whose prompts have one length and inputs of one shape: no padding, so no masking differences."""
+    """Split into batches of one prompt length and one input shape: no padding, so no differences by masking."""
     alike: dict[tuple[object, ...], list[int]] = {}
     for index, prompt in enumerate(prompts):
         shapes = sorted((name, str(value.shape), str(value.dtype)) for name, value in prompt.inputs.items())

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from mstar_kernels.paged_kv import store_kv
-from mstar_kernels.tree_attention import Tree, tree_attention
 
 from mstar_engine.models.attention import LayerCall, plain_attention
 from mstar_engine.rollout.kv_cache import KVCache
+from mstar_kernels.paged_kv import store_kv
+from mstar_kernels.tree_attention import Tree, tree_attention
 
 
 class PrefillStep:

@@ -1,8 +1,8 @@
 """Checkpoints of a run: policy weights as a Hugging Face directory, optimizer state as safetensors, counters as JSON.
 
 A checkpoint gets its final name only when every file of it is on disk; a half-written one keeps a temporary name and is
-removed by the next save. Nothing in it is read with pickle (torch's DCP is avoided for that reason: its metadata file is
-one). Optimizer tensors are keyed by parameter name, so they do not depend on how many processes wrote them.
+removed by the next save. Nothing in it is read with pickle (torch's DCP is avoided for that reason: its metadata file
+is one). Optimizer tensors are keyed by parameter name, so they do not depend on how many processes wrote them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def save_checkpoint(
     tensors: dict[str, torch.Tensor] | None = None,
     state: dict[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint directory atomically. `tensors` is the optimizer's state by name, `state` JSON-ready counters."""
+    """Write a checkpoint directory atomically: `tensors` the optimizer's state by name, `state` JSON-ready counters."""
     part = path.with_name(path.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -51,7 +51,9 @@ def save_checkpoint(
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise OSError(error.errno, f"checkpoint not written ({error.strerror}); earlier ones are intact", str(path)) from error
+        raise OSError(
+            error.errno, f"checkpoint not written ({error.strerror}); earlier ones are intact", str(path)
+        ) from error
 
 
 def load_trainer_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.prompts import EncodedPrompt, PromptEncoder
-from ..types import Problem, TrainingExample
+from mstar_engine.models.prompts import EncodedPrompt, PromptEncoder
+from mstar_engine.types import Problem, TrainingExample
 
 IGNORE = -100
 

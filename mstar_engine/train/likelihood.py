@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .collate import IGNORE, Batch
+from mstar_engine.train.collate import IGNORE, Batch
 
 
 def response_nll(model: nn.Module, batch: Batch) -> Tensor:

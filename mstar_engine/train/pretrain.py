@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.digits import captions
-from ..data.tiles import CELL, COLOURS, GRID, Tile, digit_of, render, scans
-from ..models.prompts import PromptEncoder
-from .collate import imitate
-from .schedule import Schedule
-from .trainer import StepStats, Trainer
+from mstar_engine.data.digits import captions
+from mstar_engine.data.tiles import CELL, COLOURS, GRID, Tile, digit_of, render, scans
+from mstar_engine.models.prompts import PromptEncoder
+from mstar_engine.train.collate import imitate
+from mstar_engine.train.schedule import Schedule
+from mstar_engine.train.trainer import StepStats, Trainer
 
 COSINE_SCALE = 20.0
 BLANK_SHARE = 0.4

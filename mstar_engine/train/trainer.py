@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..models.prompts import PromptEncoder
-from ..types import TrainingExample
-from .collate import collate, micro_batches
-from .likelihood import response_nll
-from .schedule import Schedule
+from mstar_engine.models.prompts import PromptEncoder
+from mstar_engine.train.collate import collate, micro_batches
+from mstar_engine.train.likelihood import response_nll
+from mstar_engine.train.schedule import Schedule
+from mstar_engine.types import TrainingExample
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from mstar_kernels.paged_kv import copy_blocks, store_kv
 
 pytest.importorskip("mstar_kernels._C")

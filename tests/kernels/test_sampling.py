@@ -15,10 +15,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
+
 from mstar_kernels import reference
 from mstar_kernels.dispatch import extension, resolve
 from mstar_kernels.sampling import ENTROPY, FILTERED, RAW, SCALED, Samples, sample_tokens
-from scipy import stats
 
 torch.set_num_threads(1)
 needs_extension = pytest.mark.skipif(extension() is None, reason="the C++ extension is not built")

@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trees import Case, make_case
+
 from mstar_kernels import reference
 from mstar_kernels import tree_attention as module
 from mstar_kernels.tree_attention import check_tree, tree_attention
-from trees import Case, make_case
 
 _C = pytest.importorskip("mstar_kernels._C")
 torch.set_num_threads(1)

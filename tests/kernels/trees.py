@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 
 import torch
+
 from mstar_kernels.tree_attention import Tree
 
 

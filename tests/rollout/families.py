@@ -1,4 +1,4 @@
-"""Tiny random-weight models of several families, with prompts made by hand: what the engine must run without knowing them."""
+"""Tiny random-weight models of several families, with prompts made by hand: what the engine must run unknown."""
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
@@ -80,18 +80,32 @@ def _qwen2_5_vl() -> AutoConfig:
     vision |= dict(window_size=16, fullatt_block_indexes=[1], spatial_merge_size=2, temporal_patch_size=2)
     text = TEXT | dict(rope_parameters=dict(rope_type="default", mrope_section=[1, 1, 2], rope_theta=10000.0))
     return AutoConfig.for_model(
-        "qwen2_5_vl", vision_config=vision, text_config=text, image_token_id=IMAGE,
-        vision_start_token_id=VISION_START, vision_end_token_id=VISION_END, video_token_id=6,
+        "qwen2_5_vl",
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+        video_token_id=6,
     )
 
 
 def _qwen3_vl() -> AutoConfig:
     vision = dict(depth=2, hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=32, patch_size=4)
-    vision |= dict(spatial_merge_size=2, temporal_patch_size=2, num_position_embeddings=64, deepstack_visual_indexes=[0, 1])
-    text = TEXT | dict(head_dim=16, rope_parameters=dict(rope_type="default", mrope_section=[4, 2, 2], rope_theta=10000.0))
+    vision |= dict(
+        spatial_merge_size=2, temporal_patch_size=2, num_position_embeddings=64, deepstack_visual_indexes=[0, 1]
+    )
+    text = TEXT | dict(
+        head_dim=16, rope_parameters=dict(rope_type="default", mrope_section=[4, 2, 2], rope_theta=10000.0)
+    )
     return AutoConfig.for_model(
-        "qwen3_vl", vision_config=vision, text_config=text, image_token_id=IMAGE,
-        vision_start_token_id=VISION_START, vision_end_token_id=VISION_END, video_token_id=6,
+        "qwen3_vl",
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+        video_token_id=6,
     )
 
 
@@ -99,8 +113,12 @@ def _internvl() -> AutoConfig:
     vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
     vision |= dict(image_size=[24, 24], patch_size=[4, 4])
     return AutoConfig.for_model(
-        "internvl", vision_config=vision, text_config=dict(model_type="qwen2", **TEXT), image_token_id=IMAGE,
-        image_seq_length=9, downsample_ratio=0.5,
+        "internvl",
+        vision_config=vision,
+        text_config=dict(model_type="qwen2", **TEXT),
+        image_token_id=IMAGE,
+        image_seq_length=9,
+        downsample_ratio=0.5,
     )
 
 
@@ -114,8 +132,13 @@ def _gemma3() -> AutoConfig:
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     )
     return AutoConfig.for_model(
-        "gemma3", vision_config=vision, text_config=text, image_token_id=IMAGE, mm_tokens_per_image=4,
-        boi_token_id=VISION_START, eoi_token_id=VISION_END,
+        "gemma3",
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE,
+        mm_tokens_per_image=4,
+        boi_token_id=VISION_START,
+        eoi_token_id=VISION_END,
     )
 
 
@@ -134,9 +157,16 @@ def _qwen_image(generator: torch.Generator) -> tuple[torch.Tensor, dict[str, tor
 
 
 CONFIGS = {
-    "llava": _llava, "qwen2_5_vl": _qwen2_5_vl, "qwen3_vl": _qwen3_vl, "internvl": _internvl, "gemma3": _gemma3,
+    "llava": _llava,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+    "internvl": _internvl,
+    "gemma3": _gemma3,
 }
 IMAGES = {
-    "llava": _square_image(9, 24), "qwen2_5_vl": _qwen_image, "qwen3_vl": _qwen_image,
-    "internvl": _square_image(9, 24), "gemma3": _square_image(4, 32),
+    "llava": _square_image(9, 24),
+    "qwen2_5_vl": _qwen_image,
+    "qwen3_vl": _qwen_image,
+    "internvl": _square_image(9, 24),
+    "gemma3": _square_image(4, 32),
 }

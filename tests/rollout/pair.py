@@ -10,8 +10,8 @@ import random
 from collections import Counter
 
 import numpy as np
-from mstar_kernels import _C
 
+from mstar_kernels import _C
 from tests.rollout.oracle import DECODE, EXTEND, IDLE, PREFILL, Oracle
 
 STOP_IDS = (0, 1)

@@ -190,7 +190,7 @@ def test_refusals_name_what_is_wrong(processor) -> None:
         list(engine.generate([], SamplingParams()))
     with pytest.raises(ValueError, match="n=0; allowed: 1 or more"):
         SamplingParams(n=0)
-    with pytest.raises(ValueError, match="temperature=-1.0"):
+    with pytest.raises(ValueError, match=r"temperature=-1\.0"):
         SamplingParams(temperature=-1.0)
     with pytest.raises(ValueError, match="n=300 responses"):
         list(engine.generate(problems(1), SamplingParams(n=300)))
@@ -206,7 +206,11 @@ def test_unsupported_families_are_refused_by_their_config() -> None:
 
     from mstar_engine.models.compatibility import refuse_unsupported
 
-    for name, reason in (("mllama", "cross-attention"), ("qwen3_5", "linear_attention"), ("t5gemma2", "encoder-decoder")):
+    for name, reason in (
+        ("mllama", "cross-attention"),
+        ("qwen3_5", "linear_attention"),
+        ("t5gemma2", "encoder-decoder"),
+    ):
         try:
             config = AutoConfig.for_model(name)
         except (ValueError, KeyError):

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from mstar_kernels import _C
 
+from mstar_kernels import _C
 from tests.rollout.oracle import DECODE, EXTEND, IDLE, PREFILL
 from tests.rollout.pair import Pair, replay
 
@@ -240,7 +240,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         """A pool hardly larger than one row needs."""
         self.pair = Pair(
             num_blocks=16 // block_size + spare, block_size=block_size, max_rows=max_rows, max_sequence_length=16,
-            max_prefill_tokens=max_prefill_tokens, policy=policy, watermark=watermark, admit_rows=min(admit_rows, max_rows),
+            max_prefill_tokens=max_prefill_tokens, policy=policy, watermark=watermark,
+            admit_rows=min(admit_rows, max_rows),
         )  # fmt: skip
         self.rng = random.Random(0)
 
