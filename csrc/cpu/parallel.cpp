@@ -1,5 +1,9 @@
 #include "cpu/parallel.h"
 
+#if __has_include(<dlfcn.h>)
+#include <dlfcn.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -102,10 +106,61 @@ Pool& pool() {
   return *instance;
 }
 
+// The OpenMP runtime that is loaded already (torch's), if there is one: its threads spin for a while after torch's own
+// loops, so a second pool would fight them for the cores. This library links none itself.
+using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+GompParallel loaded_openmp() {
+#if __has_include(<dlfcn.h>)
+  return reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+#else
+  return nullptr;
+#endif
+}
+
+struct Team {
+  const std::function<void(std::int64_t)>& task;
+  std::int64_t count;
+  std::atomic<std::int64_t> next{0};
+  std::mutex mutex;
+  std::exception_ptr error;
+
+  void take_tasks() {
+    for (std::int64_t i; (i = next.fetch_add(1)) < count;) {
+      try {
+        task(i);
+      } catch (...) {
+        std::lock_guard<std::mutex> lock(mutex);
+        if (!error) error = std::current_exception();
+        next = count;
+      }
+    }
+  }
+};
+
+std::atomic<int> wanted_threads{1};
+
 }  // namespace
 
-void set_num_threads(int num_threads) { pool().resize(num_threads); }
-int num_threads() { return pool().size(); }
-void parallel_for(std::int64_t count, const std::function<void(std::int64_t)>& task) { pool().run(count, task); }
+void set_num_threads(int num_threads) { wanted_threads = std::max(1, num_threads); }
+
+int num_threads() { return wanted_threads; }
+
+void parallel_for(std::int64_t count, const std::function<void(std::int64_t)>& task) {
+  const int threads = wanted_threads;
+  if (threads == 1 || count < 2) {
+    for (std::int64_t i = 0; i < count; ++i) task(i);
+    return;
+  }
+  static const GompParallel openmp = loaded_openmp();
+  if (openmp == nullptr) {
+    if (pool().size() != threads) pool().resize(threads);
+    pool().run(count, task);
+    return;
+  }
+  Team team{task, count, {}, {}, {}};
+  openmp([](void* argument) { static_cast<Team*>(argument)->take_tasks(); }, &team, static_cast<unsigned>(threads), 0);
+  if (team.error) std::rethrow_exception(team.error);
+}
 
 }  // namespace mstar

@@ -1,5 +1,5 @@
-// A small pool of threads for the CPU kernels. Not OpenMP: torch brings its own copy of that runtime, and two
-// spinning pools on few cores are slower than one thread. Workers here sleep between calls.
+// Threads for the CPU kernels: the OpenMP runtime that torch has loaded, where there is one, so that a process has one
+// pool (two that spin on the same cores are slower than one thread); else a small pool whose workers sleep.
 #pragma once
 
 #include <cstdint>

@@ -117,12 +117,14 @@ class Evolution:
         )
         title = f"iteration {iteration + 1}: sample"
         with self.run.rollout_writer(iteration + 1) as writer:
+            groups = writer.groups({problem.id: problem for problem in problems})
             missing = [problem for problem in problems if problem.id not in writer.finished]
             with self.progress.phase(title, len(problems), "problems") as phase:
                 phase.advance(len(problems) - len(missing))
                 for batch in self.policy.engine.generate_batches(missing, params) if missing else ():
                     judged = [select(judge(group), chosen.kind, chosen.k, params.seed) for group in batch]
                     writer.write(*judged)
+                    groups += judged
                     responses = [response for group in judged for response in group.responses]
                     phase.advance(
                         len(judged),
@@ -131,7 +133,7 @@ class Evolution:
                         accepted=sum(bool(response.correct) for response in responses),
                     )
             writer.finish()
-            groups = writer.groups({problem.id: problem for problem in problems})
+        groups.sort(key=lambda group: group.problem.id)
         stats = self.policy.engine.stats
         rate = round(stats.tokens_per_second, 1) if missing else None
         return groups, {"tokens_per_second": rate, "sample_seconds": round(stats.seconds, 3) if missing else 0.0}
