@@ -21,7 +21,7 @@ from mstar_engine.evolve.measure import measure_policy
 from mstar_engine.evolve.methods import METHODS
 from mstar_engine.evolve.policy import Policy
 from mstar_engine.journal import plain
-from mstar_engine.report.progress import Progress
+from mstar_engine.report.progress import Phase, Progress
 from mstar_engine.reward.answers import judge
 from mstar_engine.reward.select import select
 from mstar_engine.run_directory import RunDirectory
@@ -154,13 +154,13 @@ class Evolution:
         size = train.per_device_train_batch_size * train.gradient_accumulation_steps
         steps = -(-len(examples) // size) * train.num_train_epochs
         with self.progress.phase(f"iteration {iteration + 1}: train", steps, "steps") as phase:
-
-            def advance(step: StepStats) -> None:
-                phase.advance(tokens=step.tokens, note=f"loss {step.loss:.3f}")
-
             for epoch in range(iteration * train.num_train_epochs, (iteration + 1) * train.num_train_epochs):
                 stats = trainer.train_epoch(
-                    examples, batch_size=size, seed=self.config.seed, epoch=epoch, progress=advance
+                    examples,
+                    batch_size=size,
+                    seed=self.config.seed,
+                    epoch=epoch,
+                    progress=lambda step: show_step(phase, step),
                 )
         return stats.loss
 
@@ -170,6 +170,11 @@ class Evolution:
     def _drop_old_checkpoints(self) -> None:
         for path in sorted(self._checkpoints().glob("iteration_[0-9][0-9][0-9][0-9]"))[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(path)
+
+
+def show_step(phase: Phase, step: StepStats) -> None:
+    """Count an optimizer step on the progress line."""
+    phase.advance(tokens=step.tokens, note=f"loss {step.loss:.3f}")
 
 
 def interval(problems: Sequence[Problem], share: float | int, iteration: int, seed: int) -> list[Problem]:

@@ -14,7 +14,7 @@ import torch
 
 from mstar_engine.config import RunConfig
 from mstar_engine.data.sources import DataSet, load_data
-from mstar_engine.evolve.loop import Evolution, evolve, interval
+from mstar_engine.evolve.loop import Evolution, evolve, interval, show_step
 from mstar_engine.evolve.measure import Measurement, measure_policy
 from mstar_engine.evolve.policy import Policy
 from mstar_engine.models.loading import save_model
@@ -25,7 +25,7 @@ from mstar_engine.report.progress import Progress
 from mstar_engine.run_directory import RunDirectory
 from mstar_engine.train.checkpoint import recover
 from mstar_engine.train.collate import imitate
-from mstar_engine.train.pretrain import PretrainRecipe, align, ground
+from mstar_engine.train.pretrain import align, ground
 from mstar_engine.train.schedule import Schedule
 from mstar_engine.types import Estimate, Problem
 from mstar_kernels import _C
@@ -69,27 +69,11 @@ class Pipeline:
         if self.config.model.model_name_or_path != TINY:
             return
         model, processor = build_tiny(self.config.seed)
-        chosen, seed = self.config.pretrain, self.config.seed
-        recipe = PretrainRecipe(
-            ground_steps=chosen.tower_steps,
-            ground_batch=chosen.tower_batch_size,
-            ground_rate=chosen.tower_learning_rate,
-            align_steps=chosen.alignment_steps,
-            align_batch=chosen.alignment_batch_size,
-            align_rate=chosen.alignment_learning_rate,
-        )
-        with self.progress.phase("pretrain: see", recipe.ground_steps, "steps") as phase:
-            ground(model, processor, recipe, seed)
-            phase.advance(recipe.ground_steps)
-        with self.progress.phase("pretrain: read", recipe.align_steps, "steps") as phase:
-            encoder = PromptEncoder(processor)
-            align(
-                model,
-                encoder,
-                recipe,
-                seed,
-                lambda step: phase.advance(tokens=step.tokens, note=f"loss {step.loss:.3f}"),
-            )
+        config, seed = self.config.pretrain, self.config.seed
+        with self.progress.phase("pretrain: see", config.ground_steps, "steps") as phase:
+            ground(model, processor, config, seed, lambda loss: phase.advance(note=f"loss {loss:.3f}"))
+        with self.progress.phase("pretrain: read", config.align_steps, "steps") as phase:
+            align(model, PromptEncoder(processor), config, seed, lambda step: show_step(phase, step))
         save_model(model, processor, self._checkpoint("base"))
 
     def warmup(self) -> None:
@@ -109,7 +93,7 @@ class Pipeline:
                     batch_size=size,
                     seed=self.config.seed,
                     epoch=epoch,
-                    progress=lambda step: phase.advance(tokens=step.tokens, note=f"loss {step.loss:.3f}"),
+                    progress=lambda step: show_step(phase, step),
                 )
                 done += -(-len(part) // size)
                 epoch += 1

@@ -25,8 +25,11 @@ def start(config: RunConfig, resume: bool) -> int:
     quiet()
     warnings.filterwarnings("ignore", category=FutureWarning)
     with RunDirectory.create_or_resume(config, resume) as run:
+        complete = all(run.journal.done(stage) for stage in config.stages)
         summary = Pipeline(config, run, Progress()).execute()
     print(closing_lines(config, summary))
+    if complete:
+        print(f"this run was complete; for another: make run ARGS='seed={config.seed + 1} output_dir=runs/another'")
     return 0
 
 

@@ -4,22 +4,18 @@ Two stages, for the tiny model only. `ground`: the vision tower and the projecto
 colour and its digit *in the language model's own words* (the score of a word is the cosine with its input embedding),
 so the language model later finds "red" among the image tokens by looking for its own embedding. `align`: the language
 model learns to answer "Read the red and blue tiles."; that is plain supervised training on captions.
-
-The defaults take 35 s on two CPU cores: the tower then names 97.5% of unseen digits, and the model reads 97% of the
-tiles it is asked for (95% with 250 steps; one seed each). A warm-up of 240 steps of 32 at a learning rate of 8e-4
-(three visits to 2,000 demonstrations, a quarter of captions) then leaves greedy accuracy at 0.44; evolution climbs from
-there with batches of 32 at 6e-4 (at 1e-3 it fell in the one run that was tried).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import ProcessorMixin
 
+from mstar_engine.config import PretrainConfig
 from mstar_engine.data.digits import captions
 from mstar_engine.data.tiles import CELL, COLOURS, GRID, Tile, digit_of, render, scans
 from mstar_engine.models.prompts import PromptEncoder
@@ -31,22 +27,7 @@ COSINE_SCALE = 20.0
 BLANK_SHARE = 0.4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PretrainRecipe:
-    """Steps, images a step and peak learning rates of the two stages.
-
-    At a rate of 3e-3, 250 steps of 32 read 95% of the tiles and 130 steps of 64 read 67%: small batches pay.
-    """
-
-    ground_steps: int = 200
-    ground_batch: int = 32
-    ground_rate: float = 3e-3
-    align_steps: int = 300
-    align_batch: int = 32
-    align_rate: float = 2e-3
-
-
-def _tile_bank(processor, pool: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+def _tile_bank(processor: ProcessorMixin, pool: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """Every scan of a pool on every colour, as the processor prepares it.
 
     Returns patches float32 [tiles + 1, 3, 16, 16] (the last one is bare paper), colours and digits int64 [tiles].
@@ -73,7 +54,7 @@ def _word_scores(features: Tensor, embedding: nn.Embedding, ids: list[int]) -> T
 class Grounding:
     """Dense supervision of the vision tower: pictures full of tiles, a colour word and a digit word for each."""
 
-    def __init__(self, model: nn.Module, processor, split: str = "train") -> None:
+    def __init__(self, model: nn.Module, processor: ProcessorMixin, split: str = "train") -> None:
         self.model = model
         self.patches, self.colours, self.digits = _tile_bank(processor, scans(split))
         encode = processor.tokenizer.convert_tokens_to_ids
@@ -96,27 +77,36 @@ class Grounding:
         return colour_scores, digit_scores, self.colours[picked], self.digits[picked]
 
 
-def ground(model: nn.Module, processor, recipe: PretrainRecipe, seed: int = 0) -> None:
+def ground(
+    model: nn.Module,
+    processor: ProcessorMixin,
+    config: PretrainConfig,
+    seed: int = 0,
+    progress: Callable[[float], None] | None = None,
+) -> None:
     """Train the vision tower and the projector on colour and digit of every tile."""
     task = Grounding(model, processor)
     generator = torch.Generator().manual_seed(seed)
-    horizon = max(recipe.ground_steps, 11)
-    schedule = Schedule(peak=recipe.ground_rate, kind="cosine", warmup=10, horizon=horizon, floor=0.05)
+    horizon = max(config.ground_steps, 11)
+    schedule = Schedule(peak=config.ground_learning_rate, kind="cosine", warmup=10, horizon=horizon, floor=0.05)
     language = {id(p) for p in model.get_decoder().parameters()} | {id(p) for p in model.lm_head.parameters()}
     trained = [p for p in model.parameters() if id(p) not in language]
-    optimizer = torch.optim.AdamW(trained, lr=recipe.ground_rate, weight_decay=0.05, fused=True)
-    for step in range(recipe.ground_steps):
+    optimizer = torch.optim.AdamW(trained, lr=config.ground_learning_rate, weight_decay=0.05, fused=True)
+    for step in range(config.ground_steps):
         optimizer.param_groups[0]["lr"] = schedule(step)
-        colour_scores, digit_scores, colours, digits = task.scores(recipe.ground_batch, generator)
-        (F.cross_entropy(colour_scores, colours) + F.cross_entropy(digit_scores, digits)).backward()
+        colour_scores, digit_scores, colours, digits = task.scores(config.ground_batch_size, generator)
+        loss = F.cross_entropy(colour_scores, colours) + F.cross_entropy(digit_scores, digits)
+        loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if progress is not None:
+            progress(loss.item())
 
 
 @torch.no_grad()
 def grounding_accuracy(
-    model: nn.Module, processor, split: str = "validation", pictures: int = 64
+    model: nn.Module, processor: ProcessorMixin, split: str = "validation", pictures: int = 64
 ) -> tuple[float, float]:
     """Shares of tiles whose colour and digit the tower names, on the scans of a split."""
     drawn = Grounding(model, processor, split).scores(pictures, torch.Generator().manual_seed(0))
@@ -128,13 +118,13 @@ def grounding_accuracy(
 def align(
     model: nn.Module,
     encoder: PromptEncoder,
-    recipe: PretrainRecipe,
+    config: PretrainConfig,
     seed: int = 0,
     progress: Callable[[StepStats], None] | None = None,
 ) -> None:
     """Teach the language model to read tiles: one pass over fresh captions."""
-    horizon = max(recipe.align_steps, 21)
-    schedule = Schedule(peak=recipe.align_rate, kind="linear", warmup=20, horizon=horizon, floor=0.1)
+    horizon = max(config.align_steps, 21)
+    schedule = Schedule(peak=config.align_learning_rate, kind="linear", warmup=20, horizon=horizon, floor=0.1)
     trainer = Trainer(model, encoder, schedule, betas=(0.9, 0.98))
-    examples = [imitate(p, encoder) for p in captions(recipe.align_steps * recipe.align_batch, seed)]
-    trainer.train_epoch(examples, batch_size=recipe.align_batch, seed=seed, progress=progress)
+    examples = [imitate(p, encoder) for p in captions(config.align_steps * config.align_batch_size, seed)]
+    trainer.train_epoch(examples, batch_size=config.align_batch_size, seed=seed, progress=progress)

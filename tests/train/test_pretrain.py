@@ -2,10 +2,11 @@
 
 import torch
 
+from mstar_engine.config import PretrainConfig
 from mstar_engine.data.tiles import scans
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.models.tiny import build_tiny
-from mstar_engine.train.pretrain import PretrainRecipe, _tile_bank, align, ground, grounding_accuracy
+from mstar_engine.train.pretrain import _tile_bank, align, ground, grounding_accuracy
 
 torch.set_num_threads(1)
 
@@ -23,7 +24,7 @@ def test_the_bank_holds_every_tile_as_the_processor_sees_it():
 def test_grounding_teaches_colours_and_leaves_the_language_model_alone():
     model, processor = build_tiny()
     before = {name: p.clone() for name, p in model.model.language_model.named_parameters()}
-    ground(model, processor, PretrainRecipe(ground_steps=15, ground_batch=16))
+    ground(model, processor, PretrainConfig(ground_steps=15, ground_batch_size=16))
     colour, digit = grounding_accuracy(model, processor, pictures=16)
     assert colour > 0.9 and digit > 0.2
     assert all(torch.equal(before[name], p) for name, p in model.model.language_model.named_parameters())
@@ -32,6 +33,6 @@ def test_grounding_teaches_colours_and_leaves_the_language_model_alone():
 def test_alignment_is_supervised_training_on_captions():
     model, processor = build_tiny()
     losses = []
-    recipe = PretrainRecipe(align_steps=12, align_batch=8)
-    align(model, PromptEncoder(processor), recipe, progress=lambda stats: losses.append(stats.loss))
+    config = PretrainConfig(align_steps=12, align_batch_size=8)
+    align(model, PromptEncoder(processor), config, progress=lambda stats: losses.append(stats.loss))
     assert len(losses) == 12 and losses[-1] < losses[0]
