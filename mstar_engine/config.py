@@ -38,14 +38,14 @@ class ModelConfig:
 
     model_name_or_path: Text = "tiny"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
 
 
 @section
 class DataConfig:
     """The task and how many problems of each kind it gives; `captions` teach the tiny model to see."""
 
-    dataset_name: Text = "digits"
+    dataset_name: Literal["digits"] = "digits"
     train_problems: Count = 4096
     validation_problems: Count = 256
     test_problems: Count = 512
@@ -79,12 +79,11 @@ class WarmupConfig:
     learning_rate: Rate = 8e-4
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "linear"
     warmup_steps: CountOrOff = 10
-    weight_decay: NonNegative = 0.0
 
 
 @section
 class RolloutConfig:
-    """How the policy samples, and the room it has for keys and values (`kv_cache_memory` in bytes)."""
+    """How the policy samples, and the room it has for keys and values (`kv_cache_memory` in bytes, at least a MiB)."""
 
     n: Count = 8
     temperature: NonNegative = 1.0
@@ -94,14 +93,22 @@ class RolloutConfig:
     max_completion_length: Count = 40
     max_rows: Count = 512
     block_size: Count = 16
-    kv_cache_memory: Literal["auto"] | Count = "auto"
+    kv_cache_memory: Literal["auto"] | Annotated[int, Field(ge=2**20)] = "auto"
+
+    @field_validator("max_rows")
+    @classmethod
+    def _room_for_a_group(cls, value: int, info: ValidationInfo) -> int:
+        """The responses of a problem run together."""
+        if value < info.data.get("n", value):
+            raise ValueError(f"at least rollout.n={info.data['n']}")
+        return value
 
 
 @section
 class SelectConfig:
     """H: which of the correct responses are learned from."""
 
-    kind: Literal["all", "random", "top_k"] = "random"
+    kind: Literal["all", "random"] = "random"
     k: Count = 2
 
 
@@ -110,7 +117,7 @@ class TrainConfig:
     """The optimizer of the evolution, one a run.
 
     An iteration trains `num_train_epochs` times on what it kept (the paper: once). `max_steps` optimizer steps in all
-    end the training and are the horizon of the schedules that need one; -1 is no limit.
+    (on the method's clock) end the training and are the horizon of the schedules that need one; -1 is no limit.
     """
 
     learning_rate: Rate = 6e-4
@@ -187,6 +194,15 @@ class RunConfig:
     train: TrainConfig = Field(default_factory=TrainConfig)
     evolve: EvolveConfig = Field(default_factory=EvolveConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+
+    @field_validator("evaluate")
+    @classmethod
+    def _room_to_measure(cls, value: EvaluateConfig, info: ValidationInfo) -> EvaluateConfig:
+        """A problem is measured by one greedy response and `pass_at_k_n` samples, together."""
+        rows = info.data["rollout"].max_rows if "rollout" in info.data else value.pass_at_k_n + 1
+        if value.pass_at_k_n + 1 > rows:
+            raise ValueError("evaluate.pass_at_k_n", value.pass_at_k_n, f"below rollout.max_rows={rows}")
+        return value
 
     @field_validator("stages")
     @classmethod

@@ -21,7 +21,15 @@ from mstar_engine.yaml_text import ConfigError, one_line, parse_yaml, write_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 # A run is the same run wherever it writes, whoever watches, on however many cores and in however many sittings.
-NOT_IDENTITY = ("output_dir", "stages", "threads")
+NOT_IDENTITY = (
+    "output_dir",
+    "stages",
+    "threads",
+    # Draws are addressed, so how many run at once and in how much memory changes no outcome.
+    "rollout.max_rows",
+    "rollout.block_size",
+    "rollout.kv_cache_memory",
+)
 
 # What other trainers call the same thing.
 SYNONYMS = {
@@ -186,9 +194,14 @@ def _refused(error: ValidationError, cls: type, prefix: str, values: dict[str, A
     """The first complaint, in our words: dotted key, what was given, what is allowed."""
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
-    key, given, allowed = f"{prefix}{name}", values.get(name, first["input"]), describe(_fields(cls)[name])
-    if first["type"] == "value_error":
-        allowed = str(first["ctx"]["error"])
+    key, given = f"{prefix}{name}", values.get(name, first["input"])
+    reason = first["ctx"]["error"] if first["type"] == "value_error" else None
+    if reason is None:
+        allowed = describe(_fields(cls)[name])
+    elif len(reason.args) == 3:  # a check across sections names the key itself
+        key, given, allowed = reason.args
+    else:
+        allowed = str(reason)
     return ConfigError(f"{key}={_given(given)}; allowed: {one_line(allowed)}")
 
 

@@ -59,9 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from mstar_engine.evolve.session import dry_run, start  # imports torch and transformers: seconds
-
+    if os.getloadavg()[0] > 0.5 * len(os.sched_getaffinity(0)):
+        # On a machine that is busy already, threads that spin while they wait hold up the ones they wait for.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        from mstar_engine.evolve.session import dry_run, start  # imports torch and transformers: seconds
+
         return dry_run(config) if options.dry_run else start(config, options.resume)
     except KeyboardInterrupt:
         print(f"\nmstar_engine: interrupted; {config.output_dir} is intact, continue with --resume", file=sys.stderr)

@@ -27,7 +27,7 @@ CONFIGS = st.builds(
         RolloutConfig,
         temperature=st.floats(0, 1e300),
         top_p=st.floats(0, 1, exclude_min=True),
-        kv_cache_memory=st.just("auto") | st.integers(1, 2**60),
+        kv_cache_memory=st.just("auto") | st.integers(2**20, 2**60),
     ),
     train=st.builds(TrainConfig, learning_rate=st.floats(1e-300, 1), adam_beta2=st.floats(0, 1, exclude_max=True)),
     evolve=st.builds(EvolveConfig, interval=st.floats(0, 1, exclude_min=True) | st.integers(2, 10**9)),
@@ -143,7 +143,7 @@ def test_any_misspelt_key_is_refused(key, data):
         ("rollout.n=true", "rollout.n=true; allowed: a whole number, 1 or more"),
         ("rollout.n=many", 'rollout.n="many"; allowed: a whole number, 1 or more'),
         ("train.learning_rate=.nan", "train.learning_rate=NaN; allowed: a number, above 0"),
-        ("rollout.kv_cache_memory=0", "rollout.kv_cache_memory=0; allowed: auto; or a whole number, 1 or more"),
+        ("rollout.kv_cache_memory=0", "rollout.kv_cache_memory=0; allowed: auto; or a whole number, 1048576 or more"),
         ("model.dtype=fp8", 'model.dtype="fp8"; allowed: one of float32, bfloat16, float16'),
         ("output_dir=", 'output_dir=""; allowed: text, not empty'),
         (

@@ -1,6 +1,8 @@
 """The command line end to end: every stage with the smoke recipe, interruption at every kind of place, refusals."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ from mstar_engine.run import main
 from mstar_engine.train.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
+PATHS = f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"
 TIMED = {"seconds", "sample_seconds", "tokens_per_second", "time"}
 
 
@@ -195,6 +198,47 @@ def test_disk_full_keeps_what_was_finished(
     assert_same_outcome(finished, tmp_path / "full")
 
 
+def test_a_really_full_disk(tmp_path: Path) -> None:
+    """A file size limit of the process stands for the disk: a real short write in the middle of a checkpoint."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "from mstar_engine.run import main; import mstar_engine.evolve.session;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000));"
+        f"sys.exit(main(['smoke', 'output_dir={tmp_path / 'full'}', 'threads=1']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": PATHS}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "earlier ones are intact" in done.stderr and "Traceback" not in done.stderr
+    assert not list((tmp_path / "full" / "checkpoints").glob("*.part"))
+
+
+def test_a_typo_does_not_take_the_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path / "new", "model.model_name_or_path=/no/such/model") == 1
+    assert "model.model_name_or_path=/no/such/model" in capsys.readouterr().err
+    assert run(tmp_path / "new", "rollout.max_completion_length=600") == 1
+    assert "rollout.max_completion_length=600" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_crash_between_checkpoint_and_journal(finished: Path, tmp_path: Path) -> None:
+    """The journal ends behind the first iteration's checkpoint: that iteration is measured, not trained, again."""
+    cut = tmp_path / "cut"
+    shutil.copytree(finished, cut)
+    lines = (cut / "journal.jsonl").read_text().splitlines(keepends=True)
+    first = next(i for i, line in enumerate(lines) if '"event":"iteration"' in line)
+    (cut / "journal.jsonl").write_text("".join(lines[:first]))
+    for name in ("checkpoints/iteration_0002", "checkpoints/final"):
+        shutil.rmtree(cut / name)
+    for path in cut.glob("rollouts/*_0002.parquet"):
+        path.unlink()
+    assert run(cut, "--resume") == 0
+    assert_same_outcome(finished, cut)
+    assert run(cut, "--resume") == 0
+    assert_same_outcome(finished, cut)
+
+
 def test_full_disk_while_saving_a_checkpoint(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -222,6 +266,11 @@ def test_another_configuration_is_refused(finished: Path, capsys: pytest.Capture
         ("rollout.temprature=1", "rollout.temperature"),
         ("rollout.n=0", "rollout.n"),
         ("rollout.n=many", "rollout.n"),
+        ("rollout.max_rows=2", "rollout.max_rows"),
+        ("evaluate.pass_at_k_n=500", "evaluate"),
+        ("select.kind=top_k", "select.kind"),
+        ("data.dataset_name=foo", "data.dataset_name"),
+        ("model.attn_implementation=flash_attention_2", "model.attn_implementation"),
         ("rollout.temperature=-1", "rollout.temperature"),
         ("train.lr_scheduler_type=cosine", "train.max_steps"),
         ("nosuch.yaml", "nosuch.yaml"),

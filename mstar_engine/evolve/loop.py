@@ -32,7 +32,10 @@ KEPT_CHECKPOINTS = 2
 
 
 class Evolution:
-    """Runs the iterations of one run over its labelled problems; `entries` holds a summary entry for each done."""
+    """Runs the iterations of one run over its labelled problems.
+
+    `entries` holds a summary entry for each iteration that is over; `measured` is called with each new one.
+    """
 
     def __init__(
         self,
@@ -42,6 +45,7 @@ class Evolution:
         problems: Sequence[Problem],
         validation: Sequence[Problem],
         progress: Progress,
+        measured: Callable[[dict[str, Any]], None] = lambda entry: None,
     ) -> None:
         self.config = config
         self.run = run
@@ -50,39 +54,34 @@ class Evolution:
         self.problems = problems
         self.validation = validation
         self.progress = progress
+        self.measured = measured
         self.entries: list[dict[str, Any]] = []
 
     def resume(self) -> int:
-        """Restore the newest checkpoint of an iteration, if any; returns the iteration to do next."""
-        done = sorted(self._checkpoints().glob("iteration_[0-9][0-9][0-9][0-9]"))
-        if not done:
-            return 0
-        state = self.policy.restore(done[-1])
-        self.entries = state["entries"]
+        """Go back to where the run stopped: the newest checkpoint, measured if it was not; the iteration to do next.
+
+        A checkpoint is written when an iteration has trained, its journal event when it has been measured.
+        """
+        fields = [event for event in self.run.journal.events if event["event"] == "iteration"]
+        self.entries = [
+            {key: value for key, value in event.items() if key not in ("time", "event")} for event in fields
+        ]
+        trained = sorted(self._checkpoints().glob("iteration_[0-9][0-9][0-9][0-9]"))
+        if trained:
+            state = self.policy.restore(trained[-1])
+            if state["entry"]["iteration"] > len(self.entries):
+                self._measure(state["entry"])
         return len(self.entries)
 
-    def iterate(self, iteration: int) -> dict[str, Any]:
-        """Do one iteration and return its summary entry. Interrupted, it can be done again without sampling anew."""
+    def iterate(self, iteration: int) -> None:
+        """Do one iteration. Interrupted, it can be done again: no finished group is sampled twice."""
         begun = time.perf_counter()
         groups, sampling = self._generate(iteration)
         examples = selected_examples(groups)
         loss = self._improve(iteration, examples)
-        measured, _ = measure_policy(
-            self.policy.engine,
-            self.validation,
-            max_tokens=self.config.rollout.max_completion_length,
-            seed=self.config.seed,
-            samples=self.config.evaluate.pass_at_k_n,
-            k=self.config.evaluate.pass_at_k,
-            temperature=self.config.evaluate.temperature,
-        )
         responses = [response for group in groups for response in group.responses]
         entry = {
             "iteration": iteration + 1,
-            "greedy": plain(measured.greedy),
-            "pass_at_1": plain(measured.pass_at_1),
-            "pass_at_k": plain(measured.pass_at_k),
-            "k": self.config.evaluate.pass_at_k,
             "problems": len(groups),
             "sampled": len(responses),
             "correct": sum(bool(response.correct) for response in responses),
@@ -96,11 +95,41 @@ class Evolution:
             "seconds": round(time.perf_counter() - begun, 3),
             **sampling,
         }
-        self.entries.append(entry)
-        self.policy.save(self._checkpoints() / f"iteration_{iteration:04d}", entries=self.entries)
+        self.policy.save(self._checkpoint(iteration + 1), entry=entry)
         self._drop_old_checkpoints()
+        self._measure(entry)
+
+    def _measure(self, entry: dict[str, Any]) -> None:
+        """Measure the policy on the validation problems; the iteration is then over."""
+        begun, number, evaluate = time.perf_counter(), entry["iteration"], self.config.evaluate
+        title = f"iteration {number}: measure"
+        with (
+            self.run.rollout_writer(number, "validation") as writer,
+            self.progress.phase(title, len(self.validation), "problems") as phase,
+        ):
+            measured, _ = measure_policy(
+                self.policy.engine,
+                self.validation,
+                max_tokens=self.config.rollout.max_completion_length,
+                seed=self.config.seed,
+                samples=evaluate.pass_at_k_n,
+                k=evaluate.pass_at_k,
+                temperature=evaluate.temperature,
+                writer=writer,
+                phase=phase,
+            )
+            self.progress.greedy = measured.greedy
+        entry = {
+            **entry,
+            "greedy": plain(measured.greedy),
+            "pass_at_1": plain(measured.pass_at_1),
+            "pass_at_k": plain(measured.pass_at_k),
+            "k": evaluate.pass_at_k,
+            "seconds": round(entry["seconds"] + time.perf_counter() - begun, 3),
+        }
         self.run.journal.append("iteration", **entry)
-        return entry
+        self.entries.append(entry)
+        self.measured(entry)
 
     def _generate(self, iteration: int) -> tuple[list[Group], dict[str, Any]]:
         """Sample, judge, select and keep the responses of this iteration's problems."""
@@ -147,7 +176,7 @@ class Evolution:
             trainer.reset_optimizer()
         if self.method.clock == "iteration":
             trainer.reset_clock()
-        limit = self.config.train.max_steps
+        loss, limit = None, self.config.train.max_steps
         if not examples or (limit >= 0 and trainer.global_step >= limit):
             return None
         train = self.config.train
@@ -160,12 +189,17 @@ class Evolution:
                     batch_size=size,
                     seed=self.config.seed,
                     epoch=epoch,
+                    max_steps=limit if limit >= 0 else None,
                     progress=lambda step: show_step(phase, step),
                 )
-        return stats.loss
+                loss = stats.loss if stats.steps else loss
+        return loss
 
     def _checkpoints(self) -> Path:
         return self.run.path / "checkpoints"
+
+    def _checkpoint(self, iteration: int) -> Path:
+        return self._checkpoints() / f"iteration_{iteration:04d}"
 
     def _drop_old_checkpoints(self) -> None:
         for path in sorted(self._checkpoints().glob("iteration_[0-9][0-9][0-9][0-9]"))[:-KEPT_CHECKPOINTS]:
@@ -207,7 +241,7 @@ def selected_examples(groups: Sequence[Group]) -> list[TrainingExample]:
     ]
 
 
-def evolve(evolution: Evolution, iterations: int, done: Callable[[dict[str, Any]], None]) -> None:
-    """Run the iterations that are not done yet, calling `done` with each new summary entry."""
+def evolve(evolution: Evolution, iterations: int) -> None:
+    """Run the iterations that are not done yet."""
     for iteration in range(evolution.resume(), iterations):
-        done(evolution.iterate(iteration))
+        evolution.iterate(iteration)

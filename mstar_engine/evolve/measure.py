@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mstar_engine.evolve.dynamics import greedy_accuracy, pass_at_k, sample_accuracy, unbiased_pass_at_k
+from mstar_engine.report.progress import Phase
 from mstar_engine.reward.answers import judge
 from mstar_engine.rollout.engine import RolloutEngine
+from mstar_engine.rollout_file import RolloutWriter
 from mstar_engine.types import Estimate, Group, Problem, SamplingParams
 
 
@@ -32,15 +34,33 @@ def measure_policy(
     samples: int = 0,
     k: int = 1,
     temperature: float = 1.0,
+    writer: RolloutWriter | None = None,
+    phase: Phase | None = None,
 ) -> tuple[Measurement, list[Group]]:
     """Greedy accuracy of `problems` and, with `samples` more responses at `temperature`, Pass@1 and Pass@k.
 
-    Returns the measurement and the judged groups in problem order; response 0 of a group is the greedy one.
+    Returns the measurement and the judged groups in problem order; response 0 of a group is the greedy one. With a
+    `writer` every group is kept as it finishes, and those it holds already are not sampled again.
     """
     params = SamplingParams(n=1 + samples, temperature=temperature, max_tokens=max_tokens, seed=seed)
     degrees = np.array([0.0] + [temperature] * samples, np.float32)
     order = {problem.id: index for index, problem in enumerate(problems)}
-    groups = [judge(group) for group in engine.generate(problems, params, temperatures=lambda _: degrees)]
+    kept = [] if writer is None else writer.groups({problem.id: problem for problem in problems})
+    groups = [group for group in kept if group.problem.id in order]
+    finished = {group.problem.id for group in groups}
+    missing = [problem for problem in problems if problem.id not in finished]
+    if phase is not None:
+        phase.advance(len(groups))
+    batches = engine.generate_batches(missing, params, temperatures=lambda _: degrees) if missing else ()
+    for batch in batches:
+        judged = [judge(group) for group in batch]
+        if writer is not None:
+            writer.write(*judged)
+        groups += judged
+        if phase is not None:
+            phase.advance(len(judged), tokens=sum(len(r.token_ids) for group in judged for r in group.responses))
+    if writer is not None:
+        writer.finish()
     groups.sort(key=lambda group: order[group.problem.id])
     greedy = [replace(group, responses=group.responses[:1]) for group in groups]
     sampled = [replace(group, responses=group.responses[1:]) for group in groups] if samples else []

@@ -13,21 +13,20 @@ from typing import Any
 import torch
 
 from mstar_engine.config import RunConfig
-from mstar_engine.data.sources import DataSet, load_data
+from mstar_engine.data.sources import DataSet
 from mstar_engine.evolve.loop import Evolution, evolve, interval, show_step
 from mstar_engine.evolve.measure import Measurement, measure_policy
 from mstar_engine.evolve.policy import Policy
-from mstar_engine.models.loading import save_model
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.models.tiny import build_tiny
 from mstar_engine.report.html import write_report
 from mstar_engine.report.progress import Progress
 from mstar_engine.run_directory import RunDirectory
-from mstar_engine.train.checkpoint import recover
+from mstar_engine.train.checkpoint import recover, save_checkpoint
 from mstar_engine.train.collate import imitate
 from mstar_engine.train.pretrain import align, ground
 from mstar_engine.train.schedule import Schedule
-from mstar_engine.types import Estimate, Problem
+from mstar_engine.types import Problem, TrainingExample
 from mstar_kernels import _C
 
 TINY = "tiny"
@@ -36,11 +35,11 @@ TINY = "tiny"
 class Pipeline:
     """One run: its configuration, directory, data and, from the warm-up on, its policy."""
 
-    def __init__(self, config: RunConfig, run: RunDirectory, progress: Progress) -> None:
+    def __init__(self, config: RunConfig, run: RunDirectory, data: DataSet, progress: Progress) -> None:
         self.config = config
         self.run = run
         self.progress = progress
-        self.data: DataSet = load_data(config.data, config.seed)
+        self.data = data
         self.summary: dict[str, Any] = {"warmup": None, "evolve": [], "final": None, "seconds": {}}
         self._policy: Policy | None = None
         for name in ("base", "warmup", "final"):
@@ -74,7 +73,7 @@ class Pipeline:
             ground(model, processor, config, seed, lambda loss: phase.advance(note=f"loss {loss:.3f}"))
         with self.progress.phase("pretrain: read", config.align_steps, "steps") as phase:
             align(model, PromptEncoder(processor), config, seed, lambda step: show_step(phase, step))
-        save_model(model, processor, self._checkpoint("base"))
+        save_checkpoint(self._checkpoint("base"), model, processor)
 
     def warmup(self) -> None:
         """Supervised training on demonstrations, then the measurement that evolution starts from (paper section 2)."""
@@ -82,56 +81,68 @@ class Pipeline:
         size = warmup.per_device_train_batch_size
         total = self._warmup_steps(len(self.data.warmup))
         schedule = schedule_of(warmup.learning_rate, warmup.lr_scheduler_type, warmup.warmup_steps, total)
-        self._policy = policy = Policy.load(self._base(), self.config, schedule)
-        examples = [imitate(problem, policy.encoder) for problem in self.data.warmup]
-        with self.progress.phase("warm-up", total, "steps") as phase:
-            done = epoch = 0
-            while done < total:
-                part = examples[: (total - done) * size]
-                policy.trainer.train_epoch(
-                    part,
-                    batch_size=size,
-                    seed=self.config.seed,
-                    epoch=epoch,
-                    progress=lambda step: show_step(phase, step),
-                )
-                done += -(-len(part) // size)
-                epoch += 1
+        if self._checkpoint("warmup").exists():  # trained in an earlier sitting, and not measured
+            self._policy = self._warmed_up()
+        else:
+            self._policy = policy = Policy.load(self._base(), self.config, schedule)
+            self._imitate([imitate(problem, policy.encoder) for problem in self.data.warmup], size, total)
+            # The evolution has its own clock; Adam's moments go on (paper section 3.1: one optimizer for the run).
+            policy.trainer.reset_clock()
+            policy.save(self._checkpoint("warmup"))
         on_validation = self._measure("validation", self.data.validation, samples=self.config.evaluate.pass_at_k_n)
         self.summary["warmup"] = {
             "greedy": self._measure("test", self.data.test).greedy,
-            "ood_greedy": self._measure("out of distribution", self.data.ood).greedy if self.data.ood else None,
+            "ood_greedy": self._measure("ood", self.data.ood).greedy,
             "validation_greedy": on_validation.greedy,
             "pass_at_k": on_validation.pass_at_k,
         }
-        # The evolution has its own clock; Adam's moments go on (paper section 3.1: one optimizer for the whole run).
-        policy.trainer.reset_clock()
         self.progress.greedy = on_validation.greedy
         self.run.journal.append("warmup", **self.summary["warmup"])
-        policy.save(self._checkpoint("warmup"))
+
+    def _imitate(self, examples: list[TrainingExample], batch_size: int, steps: int) -> None:
+        """Supervised training for `steps` optimizer steps, over as many epochs as that takes."""
+        assert self._policy is not None
+        trainer = self._policy.trainer
+        with self.progress.phase("warm-up", steps, "steps") as phase:
+            epoch = 0
+            while trainer.global_step < steps:
+                trainer.train_epoch(
+                    examples,
+                    batch_size=batch_size,
+                    seed=self.config.seed,
+                    epoch=epoch,
+                    max_steps=steps,
+                    progress=lambda step: show_step(phase, step),
+                )
+                epoch += 1
 
     def evolve(self) -> None:
         """The self-evolving iterations."""
         policy = self._warmed_up()
         policy.trainer.schedule = self._evolve_schedule()
-        evolution = Evolution(self.config, self.run, policy, self.data.train, self.data.validation, self.progress)
 
-        def done(entry: dict[str, Any]) -> None:
+        def measured(entry: dict[str, Any]) -> None:
             self.summary["evolve"] = evolution.entries
             self._write_summary()
-            self.progress.greedy = Estimate(**entry["greedy"])
 
-        evolve(evolution, self.config.evolve.iterations, done)
+        evolution = Evolution(
+            self.config, self.run, policy, self.data.train, self.data.validation, self.progress, measured
+        )
+        evolve(evolution, self.config.evolve.iterations)
         self.summary["evolve"] = evolution.entries
         policy.save(self._checkpoint("final"))
 
     def evaluate(self) -> None:
         """Greedy accuracy of the final policy on problems that no stage has looked at."""
+        final = self._checkpoint("final")
+        if not final.exists():
+            raise ValueError(f"{final} is missing; the evaluate stage needs the evolve stage before it")
         if self._policy is None:
-            self._policy = Policy.load(self._checkpoint("final"), self.config, self._evolve_schedule())
+            self._policy = Policy.load(final, self.config, self._evolve_schedule())
+        number = self.config.evolve.iterations
         self.summary["final"] = {
-            "greedy": self._measure("test", self.data.test).greedy,
-            "ood_greedy": self._measure("out of distribution", self.data.ood).greedy if self.data.ood else None,
+            "greedy": self._measure("test", self.data.test, number).greedy,
+            "ood_greedy": self._measure("ood", self.data.ood, number).greedy,
         }
         self.run.journal.append("final", **self.summary["final"])
 
@@ -144,11 +155,15 @@ class Pipeline:
                 self.run.write_report_image(problem.id, image)
         write_report(self.run.path)
 
-    def _measure(self, name: str, problems: list[Problem], samples: int = 0) -> Measurement:
+    def _measure(self, name: str, problems: list[Problem], number: int = 0, samples: int = 0) -> Measurement:
+        """Measure on the problem set `name` after iteration `number`; the rollouts are kept as `<name>_<number>`."""
         evaluate = self.config.evaluate
         assert self._policy is not None
-        with self.progress.phase(f"measure on {name}", len(problems), "problems") as phase:
-            measured, groups = measure_policy(
+        with (
+            self.run.rollout_writer(number, name) as writer,
+            self.progress.phase(f"measure: {name}", len(problems), "problems") as phase,
+        ):
+            measured, _ = measure_policy(
                 self._policy.engine,
                 problems,
                 max_tokens=self.config.rollout.max_completion_length,
@@ -156,9 +171,11 @@ class Pipeline:
                 samples=samples,
                 k=evaluate.pass_at_k,
                 temperature=evaluate.temperature,
+                writer=writer,
+                phase=phase,
             )
-            phase.advance(len(groups), note=f"greedy {100 * measured.greedy.value:.1f}%")
-            return measured
+            phase.advance(0, note=f"{100 * measured.greedy.value:.1f}% right")
+        return measured
 
     def _warmed_up(self) -> Policy:
         if self._policy is None:
@@ -209,8 +226,8 @@ def schedule_of(learning_rate: float, kind: str, warmup_steps: int, max_steps: i
     return Schedule(
         peak=learning_rate,
         kind="constant" if kind == "constant_with_warmup" else kind,
-        warmup=min(warmup_steps, max(0, max_steps - 1)) if max_steps > 0 else warmup_steps,
-        horizon=max_steps if kind in ("linear", "cosine") else None,
+        warmup=min(warmup_steps, max(0, max_steps - 1)) if kind in ("linear", "cosine") else warmup_steps,
+        horizon=max(1, max_steps) if kind in ("linear", "cosine") else None,
     )
 
 

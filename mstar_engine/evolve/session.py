@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +13,10 @@ from mstar_engine.config import RunConfig
 from mstar_engine.data.sources import load_data
 from mstar_engine.evolve.loop import interval
 from mstar_engine.evolve.pipeline import TINY, Pipeline
-from mstar_engine.models.compatibility import probe
-from mstar_engine.models.loading import load_model
+from mstar_engine.models.compatibility import probe, refuse_unsupported
+from mstar_engine.models.loading import load_config_of, load_model
 from mstar_engine.models.prompts import PromptEncoder
-from mstar_engine.models.tiny import build_tiny
+from mstar_engine.models.tiny import build_tiny, tiny_config
 from mstar_engine.report.progress import Progress
 from mstar_engine.run_directory import RunDirectory
 
@@ -24,13 +25,26 @@ def start(config: RunConfig, resume: bool) -> int:
     """Do or continue the run of `config`; returns the exit status."""
     quiet()
     warnings.filterwarnings("ignore", category=FutureWarning)
+    data = load_data(config.data, config.seed)
+    check_model(config)
     with RunDirectory.create_or_resume(config, resume) as run:
         complete = all(run.journal.done(stage) for stage in config.stages)
-        summary = Pipeline(config, run, Progress()).execute()
+        summary = Pipeline(config, run, data, Progress()).execute()
     print(closing_lines(config, summary))
     if complete:
         print(f"this run was complete; for another: make run ARGS='seed={config.seed + 1} output_dir=runs/another'")
     return 0
+
+
+def check_model(config: RunConfig) -> None:
+    """Refuse, before a directory is taken, a model that is not there or that cannot do what is asked of it."""
+    name = config.model.model_name_or_path
+    model = tiny_config() if name == TINY else load_config_of(name)
+    refuse_unsupported(model)
+    longest = getattr(model.get_text_config(decoder=True), "max_position_embeddings", None)
+    asked = config.rollout.max_completion_length
+    if longest is not None and asked >= longest:
+        raise ValueError(f"rollout.max_completion_length={asked}; allowed: below {longest}, the positions of {name}")
 
 
 def quiet() -> None:
@@ -48,7 +62,9 @@ def closing_lines(config: RunConfig, summary: dict[str, Any]) -> str:
             lines.append(f"greedy accuracy, {title}: {_percent(warmup[key])} -> {_percent(final[key])}")
     spent = {name: seconds for name, seconds in summary["seconds"].items() if seconds >= 0.05}
     lines.append("seconds: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))
-    lines.append(f"report:  {config.output_dir}/report.html")
+    report = Path(config.output_dir) / "report.html"
+    if report.exists():
+        lines.append(f"report:  {report}")
     return "\n".join(lines)
 
 
@@ -56,15 +72,26 @@ def dry_run(config: RunConfig) -> int:
     """Load model and data, encode one prompt, and print what the run would do."""
     quiet()
     data = load_data(config.data, config.seed)
+    check_model(config)
     if config.model.model_name_or_path == TINY:
         model, processor = build_tiny(config.seed)
     else:
-        model, processor = load_model(config.model.model_name_or_path, dtype=config.model.dtype)
+        model, processor = load_model(
+            config.model.model_name_or_path,
+            dtype=config.model.dtype,
+            attn_implementation=config.model.attn_implementation,
+        )
     shape = probe(model)
     prompt = PromptEncoder(processor).encode(data.train[0])
     rollout, iterations = config.rollout, config.evolve.iterations
     chunk = len(interval(data.train, config.evolve.interval, 0, config.seed))
     longest = len(prompt.input_ids) + rollout.max_completion_length
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or longest
+    if longest > limit:
+        raise ValueError(
+            f"rollout.max_completion_length={rollout.max_completion_length}: with a prompt of {len(prompt.input_ids)} "
+            f"tokens, allowed: at most {limit - len(prompt.input_ids)}"
+        )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     lines = {
         "model": f"{config.model.model_name_or_path}, {parameters:,} parameters, {shape.dtype}",

@@ -7,7 +7,7 @@ arguments, because those leak into vision towers. With no step set, the hook is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -66,9 +66,12 @@ def attention_step(step: AttentionStep) -> Iterator[None]:
 
 
 @contextmanager
-def hooked(model: PreTrainedModel) -> Iterator[None]:
-    """Switch the language model's attention to the hook; the model is as before on leaving."""
-    configs = language_configs(model)
+def hooked(configs: Sequence[PretrainedConfig]) -> Iterator[None]:
+    """Switch the attention of a language model (its `language_configs`) to the hook, around a forward of ours.
+
+    Not to be held across a yield: the model must be as before whenever the caller has control. A model that was loaded
+    with eager attention is run with sdpa, the same up to rounding.
+    """
     before = [config._attn_implementation for config in configs]
     token = _usual_name.set(before[0] if before[0] in ALL_ATTENTION_FUNCTIONS else "sdpa")
     for config in configs:

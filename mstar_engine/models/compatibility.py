@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from mstar_engine.models.attention import LayerCall, attention_step, hooked
+from mstar_engine.models.attention import LayerCall, attention_step, hooked, language_configs
 
 KEY_VALUE_LAYERS = ("full_attention", "sliding_attention", "attention")
 
@@ -35,9 +35,11 @@ class _Probe:
 
     def __init__(self) -> None:
         self.shapes: dict[int, tuple[int, int, int]] = {}
+        self.key = torch.empty(0)
 
     def attend(self, call: LayerCall) -> torch.Tensor:
         """Note the shapes and go on as usual."""
+        self.key = call.key
         self.shapes[call.layer] = (call.key.shape[1], call.key.shape[3], call.value.shape[3])
         return call.usual()
 
@@ -73,7 +75,7 @@ def probe(model: PreTrainedModel) -> KVShape:
     text = model.config.get_text_config(decoder=True)
     recorder = _Probe()
     tokens = torch.full((1, 2), ordinary_token_id(model.config), dtype=torch.long, device=model.device)
-    with hooked(model), attention_step(recorder):
+    with hooked(language_configs(model)), attention_step(recorder):
         model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
     forget_rope_deltas(model)
     layers = int(text.num_hidden_layers)
@@ -90,8 +92,8 @@ def probe(model: PreTrainedModel) -> KVShape:
             f"values of several shapes {sorted(kept)}; use `model.generate`."
         )
     ((kv_heads, head_dim, _),) = kept
-    parameter = next(model.get_output_embeddings().parameters())
-    return KVShape(layers=layers, kv_heads=kv_heads, head_dim=head_dim, dtype=parameter.dtype, device=parameter.device)
+    dtype, device = recorder.key.dtype, recorder.key.device
+    return KVShape(layers=layers, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype, device=device)
 
 
 def special_image_ids(config: PretrainedConfig, processor: object | None = None) -> list[int]:

@@ -5,9 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PretrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_config_of(path: str | Path) -> PretrainedConfig:
+    """The config of a checkpoint directory (or hub name); no weights are read. Raises ValueError naming the path."""
+    local = Path(path)
+    if local.exists() and not (local / "config.json").is_file():
+        raise ValueError(
+            f"model.model_name_or_path={path}: no config.json there; give a Hugging Face checkpoint directory"
+        )
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ValueError(f"model.model_name_or_path={path}: no checkpoint there ({first_line})") from error
 
 
 def load_model(
@@ -19,17 +41,13 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ValueError(f"model.dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
-    local = Path(path)
-    if local.exists() and not (local / "config.json").is_file():
-        raise ValueError(
-            f"model.model_name_or_path={path}: no config.json there; give a Hugging Face checkpoint directory"
-        )
+    load_config_of(path)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=DTYPES[dtype], attn_implementation=attn_implementation, use_safetensors=True
         )
         processor = AutoProcessor.from_pretrained(path)
-    except OSError as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ValueError(f"model.model_name_or_path={path}: cannot be loaded ({first_line})") from error
     return model.to(device), processor

@@ -95,3 +95,8 @@ def build_tiny(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProce
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     return model.eval(), processor
+
+
+def tiny_config() -> LlavaConfig:
+    """The configuration that `build_tiny` gives its model."""
+    return _config(_processor().tokenizer)

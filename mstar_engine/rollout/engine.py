@@ -8,12 +8,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from mstar_engine.models.attention import hooked
+from mstar_engine.models.attention import hooked, language_configs
 from mstar_engine.models.compatibility import forget_rope_deltas, probe, special_image_ids
 from mstar_engine.models.prompts import EncodedPrompt, PromptEncoder
 from mstar_engine.rollout.kv_cache import KVCache, memory_limit
@@ -89,7 +90,19 @@ class RolloutEngine:
         self.kv_cache_memory = kv_cache_memory
         self.policy = policy
         self.backend = backend
+        for key, value in (
+            ("block_size", block_size),
+            ("max_rows", max_rows),
+            ("max_prefill_tokens", max_prefill_tokens),
+        ):
+            if value < 1:
+                raise ValueError(f"RolloutEngine: {key}={value}; allowed: 1 or more")
+        if kv_cache_memory is not None and kv_cache_memory < 1:
+            raise ValueError(f"RolloutEngine: kv_cache_memory={kv_cache_memory}; allowed: bytes, 1 or more, or None")
+        self.configs = language_configs(model)
         self.shape = probe(model)
+        if self.shape.device.type == "cpu":
+            _C.set_num_threads(torch.get_num_threads())
         self.banned_ids = torch.tensor(special_image_ids(model.config, self.processor), dtype=torch.int32)
         self.stats = RolloutStats()
         self._cache: KVCache | None = None
@@ -107,8 +120,8 @@ class RolloutEngine:
         problem (float [n]) in place of `params.temperature`. What is drawn depends on (seed, problem id, sample,
         position) and the model alone, not on scheduling. Closing the iterator drops what is unfinished.
 
-        Raises ValueError before sampling for an empty data set, a prompt that does not fit the cache, or a bad image;
-        ValueError naming problem, sample and position when the model's logits are NaN or infinite.
+        Raises ValueError for an empty data set; naming the problem, when its turn comes, for a bad image or a prompt
+        that cannot fit; naming problem, sample and position when the model's logits are NaN or infinite.
         """
         for groups in self.generate_batches(problems, params, temperatures=temperatures):
             yield from groups
@@ -127,9 +140,13 @@ class RolloutEngine:
             raise ValueError("rollout: the data set is empty; give at least one problem")
         was_training = self.model.training
         self.model.eval()
+        self.stats = RolloutStats()
         try:
-            with hooked(self.model):
-                yield from _Call(self, first, pending).run()
+            item: _Pending | None = first
+            while item is not None:
+                call = _Call(self, item, pending, self.stats)
+                yield from call.run()
+                item, pending = call.left, call.pending
         finally:
             forget_rope_deltas(self.model)
             self.model.train(was_training)
@@ -143,6 +160,13 @@ class RolloutEngine:
         for problem in problems:
             chosen = params(problem) if callable(params) else params
             degrees = np.full(chosen.n, chosen.temperature) if temperatures is None else temperatures(problem)
+            if not (np.isfinite(degrees) & (np.asarray(degrees) >= 0)).all():
+                raise ValueError(f"rollout: problem {problem.id}: temperatures {degrees}; allowed: 0 or more, finite")
+            if chosen.n > self.max_rows:
+                raise ValueError(
+                    f"rollout: problem {problem.id}: n={chosen.n} responses a problem; allowed: at most "
+                    f"max_rows={self.max_rows}"
+                )
             if len(degrees) != chosen.n:
                 raise ValueError(
                     f"rollout: problem {problem.id}: {len(degrees)} temperatures for n={chosen.n} responses"
@@ -163,17 +187,22 @@ class RolloutEngine:
             ids.update(named if isinstance(named, (list, tuple)) else [named])
         return sorted(token for token in ids if token is not None)
 
-    def cache_for(self, wanted_blocks: int, need_blocks: int) -> KVCache:
-        """A cache of `wanted_blocks` or as many as memory allows, at least `need_blocks`; reused between calls."""
-        bytes_per_block = self.block_size * self.shape.bytes_per_token
+    def most_blocks(self) -> int:
+        """Blocks that the allowed memory holds, at least one."""
         limit = self.kv_cache_memory or memory_limit(self.shape)
-        blocks = max(1, min(wanted_blocks, limit // bytes_per_block))
-        if blocks < need_blocks and self.kv_cache_memory is None:
-            blocks = need_blocks
-        if self._cache is None or self._cache.num_blocks < blocks:
-            self._cache = None
-            self._cache = KVCache(self.shape, blocks, self.block_size)
-        return self._cache
+        return max(1, limit // (self.block_size * self.shape.bytes_per_token))
+
+    def take_cache(self, blocks: int) -> KVCache:
+        """A cache of at least `blocks`, the kept one when it is large enough. The taker owns it until `keep_cache`."""
+        cache, self._cache = self._cache, None
+        if cache is None or cache.num_blocks < blocks:
+            del cache
+            cache = KVCache(self.shape, blocks, self.block_size)
+        return cache
+
+    def keep_cache(self, cache: KVCache) -> None:
+        """Keep a cache for the next call."""
+        self._cache = cache
 
     def release(self) -> None:
         """Give the K/V cache's memory back (the improve phase needs it); the next call allocates anew."""
@@ -187,57 +216,71 @@ class _Call:
     engine: RolloutEngine
     first: _Pending
     pending: Iterator[_Pending]
+    stats: RolloutStats
     live: dict[int, _Pending] = field(default_factory=dict)
+    left: _Pending | None = None
+    """A problem that needs a larger cache or other stop tokens than this call's: the next call begins with it."""
 
     def run(self) -> Iterator[list[Group]]:
         engine = self.engine
-        ahead = deque([self.first])
-        limit = self._sequence_limit()
-        ahead.extend(pending for _, pending in zip(range(2 * engine.max_rows // self.first.params.n), self.pending))
-        worst = max(self._blocks(item) for item in ahead)
-        rows = max(item.params.n for item in ahead)
-        if rows > engine.max_rows:
-            raise ValueError(f"rollout: n={rows} responses a problem; allowed: at most max_rows={engine.max_rows}")
         groups = max(1, engine.max_rows // self.first.params.n)
-        cache = engine.cache_for(wanted_blocks=min(len(ahead), groups) * worst, need_blocks=1)
+        ahead = deque([self.first])
+        ahead.extend(item for _, item in zip(range(2 * groups), self.pending))
+        most = engine.most_blocks()
+        worst = max(self._blocks(item) for item in ahead)
+        cache = engine.take_cache(min(most, min(len(ahead), groups) * worst))
+        try:
+            yield from self._run(cache, ahead, groups, may_grow=cache.num_blocks < most)
+        finally:
+            engine.keep_cache(cache)
+        if ahead:  # behind the one that is left
+            self.pending = chain(ahead, self.pending)
+
+    def _run(self, cache: KVCache, ahead: deque[_Pending], groups: int, may_grow: bool) -> Iterator[list[Group]]:
+        engine, base, begun = self.engine, replace(self.stats), time.perf_counter()
+        longest = min(self._sequence_limit(), cache.num_blocks * engine.block_size, MAX_TABLE_TOKENS)
         scheduler = _C.Scheduler(
             num_blocks=cache.num_blocks,
             block_size=engine.block_size,
             max_rows=engine.max_rows,
             max_prefill_tokens=engine.max_prefill_tokens,
-            max_sequence_length=min(limit, cache.num_blocks * engine.block_size, MAX_TABLE_TOKENS),
+            max_sequence_length=longest,
             stop_ids=sorted({*engine.stop_ids(), *self.first.params.stop_token_ids}),
             policy=engine.policy,
             admit_rows=max(1, engine.max_rows // ADMIT_SHARE),
         )
         runner = ModelRunner(engine.model, cache, scheduler.plan, engine.backend)
-        stats = engine.stats = RolloutStats()
-        window = 2 * groups
         waiting = 0
-        begun = time.perf_counter()
         exhausted = False
         while True:
-            while waiting < window and not exhausted:
+            while waiting < 2 * groups and not exhausted:
                 item = ahead.popleft() if ahead else next(self.pending, None)
                 if item is None:
                     exhausted = True
+                elif item is not self.first and not self._belongs(item, cache, may_grow):
+                    self.left, exhausted = item, True
                 else:
                     self._submit(scheduler, item)
-                    stats.prompt_tokens += len(item.prompt.input_ids)
+                    self.stats.prompt_tokens += len(item.prompt.input_ids)
                     waiting += 1
             if not scheduler.has_work():
                 break
-            with torch.no_grad():
+            with hooked(engine.configs), torch.no_grad():
                 self._step(scheduler, runner)
             counted = scheduler.stats()
             waiting = counted["waiting"]
-            stats.steps += 1
+            self.stats.steps += 1
             for name in ("prefill_tokens", "extend_tokens", "sampled_tokens", "preemptions"):
-                setattr(stats, name, counted[name])
-            stats.seconds = time.perf_counter() - begun
+                setattr(self.stats, name, getattr(base, name) + counted[name])
+            self.stats.seconds = base.seconds + time.perf_counter() - begun
             ended = scheduler.finished()
             if ended:
                 yield [self._group(scheduler, handle) for handle in ended]
+
+    def _belongs(self, item: _Pending, cache: KVCache, may_grow: bool) -> bool:
+        """Whether a problem can run in this call; a group that memory cannot hold whole runs with preemption."""
+        same_stops = set(item.params.stop_token_ids) == set(self.first.params.stop_token_ids)
+        return same_stops and (not may_grow or self._blocks(item) <= cache.num_blocks)
 
     def _step(self, scheduler: _C.Scheduler, runner: ModelRunner) -> None:
         plan = scheduler.plan
@@ -250,14 +293,14 @@ class _Call:
                 runner.extend()
             else:
                 logits = runner.decode()
-            if plan.num_draws == 0:  # what preempted rows had lost is computed again: nothing is drawn
-                scheduler.commit(np.empty(0, np.int32), np.empty((0, 4), np.float32))
-                return
-            drawn = self._sample(logits, plan, plan.num_draws)
-            scheduler.commit(drawn.tokens.cpu().numpy(), drawn.records.cpu().numpy())
+            tokens, records = np.empty(0, np.int32), np.empty((0, 4), np.float32)
+            if plan.num_draws:  # else what preempted rows had lost was computed again
+                drawn = self._sample(logits, plan, plan.num_draws)
+                tokens, records = drawn.tokens.cpu().numpy(), drawn.records.cpu().numpy()
         except BaseException:
             scheduler.rollback()
             raise
+        scheduler.commit(tokens, records)
 
     def _sample(self, logits: torch.Tensor, plan: object, rows: int) -> object:
         names = ("logit_rows", "temperature", "top_k", "top_p", "min_p", "seed", "problem", "sample", "position")

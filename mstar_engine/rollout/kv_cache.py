@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -34,5 +35,14 @@ def memory_limit(shape: KVShape) -> int:
     if shape.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(shape.device)
         return int(free * 0.8)
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(int(available * 0.25), 8 * 2**30)
+    return min(_available() // 4, 8 * 2**30)
+
+
+def _available() -> int:
+    """Bytes of host memory that can be had without swapping; the page cache counts as free."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -7,6 +7,7 @@ is one). Optimizer tensors are keyed by parameter name, so they do not depend on
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -49,11 +51,11 @@ def save_checkpoint(
         os.replace(part, path)
         _sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk reaches us as either
         shutil.rmtree(part, ignore_errors=True)
-        raise OSError(
-            error.errno, f"checkpoint not written ({error.strerror}); earlier ones are intact", str(path)
-        ) from error
+        number = getattr(error, "errno", None) or errno.EIO
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OSError(number, f"checkpoint not written ({reason}); earlier ones are intact", str(path)) from error
 
 
 def load_trainer_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -61,12 +63,19 @@ def load_trainer_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, A
     if not (path / STATE).is_file():
         raise ValueError(f"checkpoint {path}: {STATE} is missing; this is no checkpoint of a run")
     optimizer = path / OPTIMIZER
-    return (load_file(optimizer) if optimizer.is_file() else {}), json.loads((path / STATE).read_text())
+    try:
+        tensors = load_file(optimizer) if optimizer.is_file() else {}
+        return tensors, json.loads((path / STATE).read_text())
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"checkpoint {path} is damaged ({error}); remove it to go on from the one before") from error
 
 
 def load_weights(model: PreTrainedModel, path: Path) -> None:
     """Copy the weights of a checkpoint into `model`'s own parameters (an optimizer that holds them stays valid)."""
-    loaded = type(model).from_pretrained(path, dtype=model.dtype, use_safetensors=True)
+    try:
+        loaded = type(model).from_pretrained(path, dtype=model.dtype, use_safetensors=True)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"checkpoint {path} is damaged ({error}); remove it to go on from the one before") from error
     model.load_state_dict(loaded.state_dict())
 
 

@@ -118,12 +118,14 @@ class Trainer:
         batch_size: int,
         seed: int = 0,
         epoch: int = 0,
+        max_steps: int | None = None,
         progress: Callable[[StepStats], None] | None = None,
     ) -> EpochStats:
         """Visit every example once, in the order that (seed, epoch) gives; the last batch may be smaller.
 
         After `load_state_dict` of a state saved inside this epoch (from `progress`, say), it goes on behind the last
-        batch done, given the same examples. `progress` is called after each step.
+        batch done, given the same examples. `max_steps` ends it early, when the global step reaches it. `progress` is
+        called after each step.
         """
         if batch_size < 1:
             raise ValueError(f"train_epoch: batch_size={batch_size}; allowed: 1 or more")
@@ -132,6 +134,8 @@ class Trainer:
         steps = tokens = 0
         loss = 0.0
         for first in range(start, len(order), batch_size):
+            if max_steps is not None and self.global_step >= max_steps:
+                break
             stats = self.step([examples[i] for i in order[first : first + batch_size]])
             steps, tokens, loss = steps + 1, tokens + stats.tokens, loss + stats.loss * stats.tokens
             self._cursor = (epoch, first + batch_size)

@@ -60,7 +60,7 @@ def run(tmp_path):
     """A finished run of two iterations, with hostile text wherever data can put it."""
     path = tmp_path / "digits <b>&"
     with RunDirectory.create_or_resume(
-        load_config(None, [f"output_dir={path}", "data.dataset_name=<i>x"])
+        load_config(None, [f"output_dir={path}", "model.model_name_or_path=<i>x"])
     ) as directory:
         directory.journal.append("start")
         for iteration in (1, 2):

@@ -176,6 +176,38 @@ def test_new_weights_are_seen_at_once(processor) -> None:
     assert after["p0"] == [generate_greedy(engine, problems(2)[0])]
 
 
+def test_a_long_prompt_behind_short_ones(processor) -> None:
+    """The cache is sized by what is ahead; a problem that needs more is answered once the others are done."""
+    engine = engine_for("llava", processor, max_rows=4, block_size=4)
+    long = prompt("llava", 300, seed=99)
+    engine.encoder.prompts["long"] = long
+    asked = [*problems(6), Problem(id="long", question=""), *problems(8)[6:]]
+    params = SamplingParams(n=4, temperature=0.0, max_tokens=MAX_TOKENS)
+    found = tokens(list(engine.generate(asked, params)))
+    assert set(found) == {problem.id for problem in asked}
+    for name in ("p0", "long", "p7"):
+        assert found[name] == [generate_greedy(engine, Problem(id=name, question=""))] * 4
+    assert engine.stats.prefill_tokens == sum(len(engine.encoder.encode(problem).input_ids) for problem in asked)
+
+
+def test_two_streams_on_one_engine(processor) -> None:
+    engine = engine_for("llava", processor)
+    params = SamplingParams(n=2, temperature=1.0, max_tokens=MAX_TOKENS, seed=4)
+    expected = tokens(list(engine.generate(problems(4), params)))
+    streams = zip(engine.generate(problems(4), params), engine.generate(problems(4)[::-1], params))
+    pairs = list(streams)
+    assert tokens([one for one, _ in pairs]) == tokens([other for _, other in pairs]) == expected
+
+
+def test_each_problem_has_its_own_stop_tokens(processor) -> None:
+    engine = engine_for("llava", processor)
+    every = tuple(range(120))
+    params = {"p0": (), "p1": every, "p2": (), "p3": every}
+    groups = engine.generate(problems(4), lambda p: SamplingParams(n=2, max_tokens=8, stop_token_ids=params[p.id]))
+    lengths = {group.problem.id: [len(r.token_ids) for r in group.responses] for group in groups}
+    assert lengths == {"p0": [8, 8], "p1": [1, 1], "p2": [8, 8], "p3": [1, 1]}
+
+
 def test_bad_logits_name_the_row(processor) -> None:
     engine = engine_for("llava", processor)
     with torch.no_grad():
@@ -199,6 +231,10 @@ def test_refusals_name_what_is_wrong(processor) -> None:
         list(small.generate(problems(4), SamplingParams(n=1, max_tokens=MAX_TOKENS)))
     with pytest.raises(ValueError, match="problem p1"):
         list(engine.generate(problems(4), lambda p: SamplingParams(max_tokens=4 if p.id == "p0" else 10_000)))
+    with pytest.raises(ValueError, match=r"problem p0: temperatures .*allowed: 0 or more"):
+        list(engine.generate(problems(1), SamplingParams(), temperatures=lambda _: np.array([-1.0])))
+    with pytest.raises(ValueError, match="block_size=0"):
+        RolloutEngine(engine.model, engine.encoder, block_size=0)
 
 
 def test_unsupported_families_are_refused_by_their_config() -> None:
