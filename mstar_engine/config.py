@@ -73,7 +73,7 @@ class PretrainConfig:
 class WarmupConfig:
     """Supervised training on demonstrations: gives the policy its output format. `max_steps` -1: the epochs decide."""
 
-    max_steps: Annotated[int, Field(ge=-1)] = 240
+    max_steps: Annotated[int, Field(ge=-1)] = 200
     num_train_epochs: Rate = 1.0
     per_device_train_batch_size: Count = 32
     learning_rate: Rate = 8e-4
