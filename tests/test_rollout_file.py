@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mstar_engine.rollout_file import RolloutWriter, partial_path, read_rollouts
+from mstar_engine.rollout_file import RolloutWriter, read_rollouts
+from mstar_engine.table_file import partial_path
 from mstar_engine.types import Group, Problem, Response
 
 

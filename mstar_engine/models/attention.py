@@ -166,5 +166,13 @@ def plain_attention(
     return (scores.softmax(-1).to(value.dtype) @ value).transpose(1, 2).contiguous()
 
 
+def causal_tail(length: int, context: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Boolean mask [length, context] of the last `length` positions of a causal mask, within the window."""
+    query = torch.arange(context - length, context, device=device)[:, None]
+    key = torch.arange(context, device=device)[None, :]
+    mask = key <= query
+    return mask if window is None else mask & (key > query - window)
+
+
 AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, _mask)

@@ -37,7 +37,7 @@ class EncodedPrompt:
         return sum(t.nbytes for t in (self.input_ids, *self.inputs.values(), *self.token_inputs.values()))
 
 
-def _open(problem: Problem, image: object) -> Image.Image:
+def open_image(problem: Problem, image: object) -> Image.Image:
     """An RGB image of a problem, read if it is a path; ValueError if that fails."""
     try:
         if isinstance(image, Image.Image):
@@ -100,17 +100,22 @@ class PromptEncoder:
 
     def messages(self, problem: Problem) -> list[dict]:
         """The conversation that the chat template renders."""
-        content = [{"type": "image", "image": _open(problem, image)} for image in problem.images]
+        content = [{"type": "image", "image": open_image(problem, image)} for image in problem.images]
         user = {"role": "user", "content": [*content, {"type": "text", "text": problem.question}]}
         if self.system is None:
             return [user]
         return [{"role": "system", "content": [{"type": "text", "text": self.system}]}, user]
 
     def _encode(self, problem: Problem) -> EncodedPrompt:
-        """Run the processor on one problem and sort its outputs by what they count: tokens or images."""
+        """Run the processor on one problem; its outputs are sorted by what they count, tokens or images."""
         outputs = self.processor.apply_chat_template(
             self.messages(problem), tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )
+        return self._sorted(outputs)
+
+    @staticmethod
+    def _sorted(outputs: Mapping[str, Tensor]) -> EncodedPrompt:
+        """A processor's outputs for one prompt, by what they count."""
         input_ids = outputs["input_ids"]
         inputs, token_inputs = {}, {}
         for name, value in outputs.items():

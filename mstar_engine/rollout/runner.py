@@ -57,27 +57,14 @@ class ModelRunner:
         plan = self.plan
         begins = plan.token_begin[: plan.num_groups + 1]
         groups = plan.group_ids[: plan.num_groups]
-        if int(groups.max()) >= len(self.rope_deltas):
-            self.rope_deltas = np.resize(self.rope_deltas, 2 * int(groups.max()) + 2)
+        self._grow(int(groups.max()))
         rows: list[torch.Tensor | None] = [None] * len(prompts)
-        for batch in _same_shape(prompts):
+        for batch in same_shape(prompts):
             slots = torch.cat([self.arrays["slots"][begins[i] : begins[i + 1]] for i in batch]).to(self.device)
-            first = prompts[batch[0]]
-            inputs = {
-                name: torch.cat([prompts[i].inputs[name] for i in batch]).to(self.device) for name in first.inputs
-            }
-            for name in first.token_inputs:
-                inputs[name] = torch.stack([prompts[i].token_inputs[name] for i in batch]).to(self.device)
-            tokens = torch.stack([prompts[i].input_ids for i in batch]).to(self.device)
+            inputs = stack_inputs([prompts[i] for i in batch], self.device)
             forget_rope_deltas(self.model)
             with attention_step(PrefillStep(self.cache, slots)):
-                output = self.model(
-                    input_ids=tokens,
-                    attention_mask=torch.ones_like(tokens),
-                    use_cache=False,
-                    **inputs,
-                    **self.last_row_only,
-                )
+                output = self.model(use_cache=False, **inputs, **self.last_row_only)
             for place, index in enumerate(batch):
                 rows[index] = output.logits[place, -1]
                 self.rope_deltas[groups[index]] = self._rope_delta(place)
@@ -133,6 +120,15 @@ class ModelRunner:
                 **self.last_row_only,
             )
 
+    def share_rotary(self, parent: int, child: int) -> None:
+        """Group `child` continues the prompt of `parent`: the same rotary offset."""
+        self._grow(child)
+        self.rope_deltas[child] = self.rope_deltas[parent]
+
+    def _grow(self, handle: int) -> None:
+        if handle >= len(self.rope_deltas):
+            self.rope_deltas = np.resize(self.rope_deltas, 2 * handle + 2)
+
     def _tree(self) -> Tree:
         nodes = self.plan.num_nodes
         names = ("node_row_begin", "node_row_end", "node_table", "node_length", "node_start")
@@ -166,7 +162,16 @@ class ModelRunner:
         return 0
 
 
-def _same_shape(prompts: Sequence[EncodedPrompt]) -> list[list[int]]:
+def stack_inputs(prompts: Sequence[EncodedPrompt], device: torch.device) -> dict[str, torch.Tensor]:
+    """Model inputs of prompts of one shape (see `same_shape`): input_ids int64 [prompts, length] and the rest."""
+    inputs = {name: torch.cat([prompt.inputs[name] for prompt in prompts]).to(device) for name in prompts[0].inputs}
+    for name in prompts[0].token_inputs:
+        inputs[name] = torch.stack([prompt.token_inputs[name] for prompt in prompts]).to(device)
+    tokens = torch.stack([prompt.input_ids for prompt in prompts]).to(device)
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), **inputs}
+
+
+def same_shape(prompts: Sequence[EncodedPrompt]) -> list[list[int]]:
     """Split into batches of one prompt length and one input shape: no padding, so no differences by masking."""
     alike: dict[tuple[object, ...], list[int]] = {}
     for index, prompt in enumerate(prompts):

@@ -12,6 +12,7 @@ class RolloutStats:
     prompt_tokens: int = 0
     prefill_tokens: int = 0
     extend_tokens: int = 0
+    decode_tokens: int = 0
     sampled_tokens: int = 0
     preemptions: int = 0
     steps: int = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from mstar_engine.models.attention import LayerCall, plain_attention
+from mstar_engine.models.attention import LayerCall, causal_tail, plain_attention
 from mstar_engine.rollout.kv_cache import KVCache
 from mstar_kernels.paged_kv import store_kv
 from mstar_kernels.tree_attention import Tree, tree_attention
@@ -82,7 +82,7 @@ class ExtendStep:
             block, offset = context // size, context % size
             key = self.cache.keys[call.layer][block, :, offset].transpose(0, 1).unsqueeze(0)
             value = self.cache.values[call.layer][block, :, offset].transpose(0, 1).unsqueeze(0)
-            mask = _causal_tail(end - begin, len(context), call.sliding_window, key.device)
+            mask = causal_tail(end - begin, len(context), call.sliding_window, key.device)
             query = call.query[:, :, begin:end]
             if call.softcap is not None:
                 output[:, begin:end] = plain_attention(query, key, value, mask, call.scale, call.softcap)
@@ -101,11 +101,3 @@ def _store(cache: KVCache, call: LayerCall, slots: torch.Tensor) -> None:
     store_kv(
         key.contiguous(), value.contiguous(), cache.keys[call.layer], cache.values[call.layer], slots, checked=True
     )
-
-
-def _causal_tail(length: int, context: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """Boolean mask [length, context] of the last `length` positions of a causal mask, within the window."""
-    query = torch.arange(context - length, context, device=device)[:, None]
-    key = torch.arange(context, device=device)[None, :]
-    mask = key <= query
-    return mask if window is None else mask & (key > query - window)

@@ -58,6 +58,7 @@ class Wave:
     pending: Iterator[Pending]
     stats: RolloutStats
     live: dict[int, Pending] = field(default_factory=dict)
+    begun: float = field(default_factory=time.perf_counter)
     left: Pending | None = None
     """The problem that needs a larger cache or other stop tokens: the next wave begins with it."""
 
@@ -78,18 +79,8 @@ class Wave:
             self.pending = chain(ahead, self.pending)
 
     def _run(self, cache: KVCache, ahead: deque[Pending], groups: int, may_grow: bool) -> Iterator[list[Group]]:
-        engine, base, begun = self.engine, replace(self.stats), time.perf_counter()
-        longest = min(self._sequence_limit(), cache.num_blocks * engine.block_size, MAX_TABLE_TOKENS)
-        scheduler = _C.Scheduler(
-            num_blocks=cache.num_blocks,
-            block_size=engine.block_size,
-            max_rows=engine.max_rows,
-            max_prefill_tokens=engine.max_prefill_tokens,
-            max_sequence_length=longest,
-            stop_ids=sorted({*engine.stop_ids(), *self.first.params.stop_token_ids}),
-            policy=engine.policy,
-            admit_rows=max(1, engine.max_rows // ADMIT_SHARE),
-        )
+        engine, base = self.engine, replace(self.stats)
+        scheduler = self._scheduler(cache, policy=engine.policy)
         runner = ModelRunner(engine.model, cache, scheduler.plan, engine.backend)
         waiting = 0
         exhausted = False
@@ -108,15 +99,32 @@ class Wave:
                 break
             with hooked(engine.configs), torch.no_grad():
                 self._step(scheduler, runner)
-            counted = scheduler.stats()
-            waiting = counted["waiting"]
-            self.stats.steps += 1
-            for name in ("prefill_tokens", "extend_tokens", "sampled_tokens", "preemptions"):
-                setattr(self.stats, name, getattr(base, name) + counted[name])
-            self.stats.seconds = base.seconds + time.perf_counter() - begun
+            waiting = self._count(scheduler, base)
             ended = scheduler.finished()
             if ended:
                 yield [self._group(scheduler, handle) for handle in ended]
+
+    def _scheduler(self, cache: KVCache, **options: object) -> _C.Scheduler:
+        engine = self.engine
+        return _C.Scheduler(
+            num_blocks=cache.num_blocks,
+            block_size=engine.block_size,
+            max_rows=engine.max_rows,
+            max_prefill_tokens=engine.max_prefill_tokens,
+            max_sequence_length=min(self._sequence_limit(), cache.num_blocks * engine.block_size, MAX_TABLE_TOKENS),
+            stop_ids=sorted({*engine.stop_ids(), *self.first.params.stop_token_ids}),
+            admit_rows=max(1, engine.max_rows // ADMIT_SHARE),
+            **options,
+        )
+
+    def _count(self, scheduler: _C.Scheduler, base: RolloutStats) -> int:
+        """Bring the totals up to date after a step, on top of `base`; returns the groups that wait."""
+        counted = scheduler.stats()
+        self.stats.steps += 1
+        for name in ("prefill_tokens", "extend_tokens", "decode_tokens", "sampled_tokens", "preemptions"):
+            setattr(self.stats, name, getattr(base, name) + counted[name])
+        self.stats.seconds = base.seconds + time.perf_counter() - self.begun
+        return counted["waiting"]
 
     def _belongs(self, item: Pending, cache: KVCache, may_grow: bool) -> bool:
         """Whether a problem can run in this wave; a group that memory cannot hold whole runs with preemption."""

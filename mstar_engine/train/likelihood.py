@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mstar_engine.train.collate import IGNORE, Batch
+from mstar_engine.models.prompts import PromptEncoder
+from mstar_engine.train.collate import IGNORE, Batch, collate
+from mstar_engine.types import TrainingExample
+
+
+class Likelihood:
+    """The trainer's usual objective: the negative log-likelihood of responses, over their tokens."""
+
+    def count(self, examples: Sequence[TrainingExample]) -> int:
+        """Response tokens of some examples."""
+        return sum(len(example.response_ids) for example in examples)
+
+    def loss(
+        self, model: nn.Module, examples: Sequence[TrainingExample], encoder: PromptEncoder, pad_id: int
+    ) -> Tensor:
+        """`response_nll` of the examples, padded together."""
+        return response_nll(model, collate(examples, encoder, pad_id).to(next(model.parameters()).device))
 
 
 def response_nll(model: nn.Module, batch: Batch) -> Tensor:

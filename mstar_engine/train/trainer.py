@@ -10,21 +10,34 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mstar_engine.models.prompts import PromptEncoder
-from mstar_engine.train.collate import collate, micro_batches
-from mstar_engine.train.likelihood import response_nll
+from mstar_engine.train.collate import micro_batches
+from mstar_engine.train.likelihood import Likelihood
 from mstar_engine.train.schedule import Schedule
 from mstar_engine.types import TrainingExample
 
 
+class Objective(Protocol):
+    """What is minimised: a sum over the items of a batch (response tokens, steps), divided by their number."""
+
+    def count(self, examples: Sequence[Any]) -> int:
+        """Items of some examples."""
+        ...
+
+    def loss(self, model: nn.Module, examples: Sequence[Any], encoder: PromptEncoder, pad_id: int) -> Tensor:
+        """The weighted sum over the items of what fits one forward pass; a scalar with a gradient."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """One optimizer step: its number (from 0), mean weighted loss (nats a response token), response tokens, gradient
-    norm before clipping, learning rate."""
+    """One optimizer step: its number (from 0), mean weighted loss (nats an item), items (response tokens unless the
+    objective counts others), gradient norm before clipping, learning rate."""
 
     step: int
     loss: float
@@ -35,7 +48,7 @@ class StepStats:
 
 @dataclass(frozen=True, slots=True)
 class EpochStats:
-    """Totals of an epoch (of its remainder, when resumed): optimizer steps, response tokens, mean loss."""
+    """Totals of an epoch (of its remainder, when resumed): optimizer steps, items, mean loss."""
 
     steps: int
     tokens: int
@@ -53,8 +66,8 @@ class Trainer:
     """Trains `model` on examples with one AdamW for the whole run.
 
     `max_grad_norm` clips the global gradient norm. `max_tokens` bounds one forward pass (tokens with padding); a batch
-    that exceeds it is accumulated over several. Only parameters with `requires_grad` at construction are trained;
-    weight decay spares vectors (norms, biases).
+    that exceeds it is accumulated over several. `objective` is the likelihood of responses unless given. Only
+    parameters with `requires_grad` at construction are trained; weight decay spares vectors (norms, biases).
     """
 
     def __init__(
@@ -68,6 +81,7 @@ class Trainer:
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
         max_tokens: int | None = None,
+        objective: Objective | None = None,
     ) -> None:
         trained = [p for p in model.parameters() if p.requires_grad]
         groups = [
@@ -82,15 +96,15 @@ class Trainer:
         )
         self.max_grad_norm = max_grad_norm
         self.max_tokens = max_tokens
+        self.objective = objective or Likelihood()
         self.global_step = 0
         self._trained = trained
         self._cursor: tuple[int, int] | None = None
 
     def step(self, examples: Sequence[TrainingExample]) -> StepStats:
-        """One optimizer step on a batch. The loss is the weighted sum over response tokens, divided by their number."""
-        device = next(self.model.parameters()).device
+        """One optimizer step on a batch. The loss is the objective's weighted sum, divided by the number of items."""
         pad_id = self.encoder.tokenizer.pad_token_id or 0
-        total = sum(len(example.response_ids) for example in examples)
+        total = self.objective.count(examples)
         learning_rate = self.schedule(self.global_step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -98,7 +112,7 @@ class Trainer:
         self.model.train()
         loss = 0.0
         for run in micro_batches(examples, self.encoder, self.max_tokens):
-            part = response_nll(self.model, collate(run, self.encoder, pad_id).to(device)) / total
+            part = self.objective.loss(self.model, run, self.encoder, pad_id) / total
             part.backward()
             loss += part.item()
         norm = torch.nn.utils.clip_grad_norm_(self._trained, self.max_grad_norm).item()

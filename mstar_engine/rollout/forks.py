@@ -1,0 +1,199 @@
+"""Completions from inside given responses: one prefix tree for a problem, its responses and all that is drawn below.
+
+A *stem* is a response whose tokens are known. The prompt is prefilled once and each stem once below it; then rows fork
+from the stems wherever asked, and what is asked next may depend on what came back. The tree stays in the cache
+meanwhile, so a fork costs nothing but its own tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from mstar_engine.models.attention import hooked
+from mstar_engine.models.compatibility import forget_rope_deltas
+from mstar_engine.rollout.engine import RolloutEngine
+from mstar_engine.rollout.kv_cache import KVCache
+from mstar_engine.rollout.runner import ModelRunner
+from mstar_engine.rollout.stats import RolloutStats
+from mstar_engine.rollout.wave import MAX_TABLE_TOKENS, Pending, Wave, problem_key
+from mstar_engine.types import Group, Problem, Response, SamplingParams
+from mstar_kernels import _C
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Completions to draw from the first `offset` tokens of stem `stem`, one for each of `samples` (numbers that
+    address their draws: no two completions of a problem share one)."""
+
+    stem: int
+    offset: int
+    samples: tuple[int, ...]
+
+
+class ForkPlan(Protocol):
+    """What one problem wants drawn below its stems; decides as completions come back.
+
+    `stems` int32 token ids each, `offsets` the ascending places (tokens before the fork) at which each may be forked,
+    `fork_rows` the most completions that are asked for at one time.
+    """
+
+    problem: Problem
+    stems: Sequence[np.ndarray]
+    offsets: Sequence[Sequence[int]]
+    fork_rows: int
+
+    def begin(self) -> list[Fork]:
+        """The first forks; none when nothing is wanted."""
+        ...
+
+    def ended(self, fork: Fork, completions: Sequence[Response]) -> list[Fork]:
+        """A fork's completions, in the order of its samples; the forks wanted next."""
+        ...
+
+
+@dataclass(slots=True)
+class _Held:
+    """A problem whose tree is in the cache or on its way there; `open` counts its forks that have not ended."""
+
+    plan: ForkPlan
+    item: Pending
+    handle: int
+    open: int = 0
+
+
+@dataclass(slots=True)
+class _Child:
+    held: _Held
+    fork: Fork
+
+
+@dataclass
+class ForkWave(Wave):
+    """Runs fork plans on one scheduler and one cache; `waiting` holds what has not begun."""
+
+    held: dict[int, _Held] = field(default_factory=dict)
+    children: dict[int, _Child] = field(default_factory=dict)
+
+    def run_plans(self, plans: list[tuple[ForkPlan, Pending]]) -> Iterator[list[ForkPlan]]:
+        """Yields the plans that are over, those of one step together."""
+        engine = self.engine
+        worst = max(self._tree_blocks(plan, item) for plan, item in plans)
+        least = min(plan.fork_rows for plan, _ in plans)
+        together = min(len(plans), max(1, engine.max_rows // least))
+        cache = engine.take_cache(min(engine.most_blocks(), together * worst))
+        nodes = 2 * together * max(1 + sum(1 + len(offsets) for offsets in plan.offsets) for plan, _ in plans)
+        try:
+            yield from self._run_plans(cache, plans, nodes)
+        finally:
+            engine.keep_cache(cache)
+
+    def _run_plans(self, cache: KVCache, plans: list[tuple[ForkPlan, Pending]], nodes: int) -> Iterator[list[ForkPlan]]:
+        engine = self.engine
+        scheduler = self._scheduler(cache, policy="no_evict", max_held_nodes=nodes)
+        runner = ModelRunner(engine.model, cache, scheduler.plan, engine.backend)
+        base = replace(self.stats)
+        for plan, item in plans:
+            self._hold(scheduler, plan, item)
+        while self.held:
+            with hooked(engine.configs), torch.no_grad():
+                self._step(scheduler, runner)
+            self._count(scheduler, base)
+            over = []
+            for handle in scheduler.ready():
+                held = self.held[handle]
+                self._fork(scheduler, runner, held, held.plan.begin(), over)
+            for handle in scheduler.finished():
+                child = self.children.pop(handle)
+                child.held.open -= 1
+                group = self._group(scheduler, handle)
+                self._fork(scheduler, runner, child.held, child.held.plan.ended(child.fork, group.responses), over)
+            if over:
+                yield over
+
+    def _hold(self, scheduler: _C.Scheduler, plan: ForkPlan, item: Pending) -> None:
+        try:
+            item.handle = scheduler.hold(
+                prompt_length=len(item.prompt.input_ids),
+                stems=[np.ascontiguousarray(stem, np.int32) for stem in plan.stems],
+                offsets=[np.asarray(offsets, np.int32) for offsets in plan.offsets],
+                fork_rows=plan.fork_rows,
+                max_tokens=item.params.max_tokens,
+            )
+        except ValueError as error:
+            raise ValueError(f"rollout: problem {plan.problem.id}: {error}") from error
+        self.live[item.handle] = item
+        self.held[item.handle] = _Held(plan, item, item.handle)
+        self.stats.prompt_tokens += len(item.prompt.input_ids)
+
+    def _fork(
+        self, scheduler: _C.Scheduler, runner: ModelRunner, held: _Held, forks: list[Fork], over: list[ForkPlan]
+    ) -> None:
+        """Start `forks`; a problem that wants none and waits for none gives its tree back."""
+        params = held.item.params
+        for fork in forks:
+            n = len(fork.samples)
+            handle = scheduler.fork(
+                held.handle,
+                stem=fork.stem,
+                offset=fork.offset,
+                max_tokens=max(1, params.max_tokens - fork.offset),
+                seed=params.seed,
+                problem=problem_key(held.plan.problem.id),
+                samples=np.asarray(fork.samples, np.int32),
+                temperature=np.full(n, params.temperature, np.float32),
+                top_k=np.full(n, params.top_k, np.int32),
+                top_p=np.full(n, params.top_p, np.float32),
+                min_p=np.full(n, params.min_p, np.float32),
+            )
+            runner.share_rotary(held.handle, handle)
+            samples = np.asarray(fork.samples, np.int32)
+            self.live[handle] = replace(
+                held.item,
+                params=replace(params, n=n),
+                temperatures=np.full(n, params.temperature, np.float32),
+                samples=samples,
+                handle=handle,
+            )
+            self.children[handle] = _Child(held, fork)
+            held.open += 1
+        if not held.open:
+            scheduler.release(held.handle)
+            del self.held[held.handle], self.live[held.handle]
+            over.append(held.plan)
+
+    def _tree_blocks(self, plan: ForkPlan, item: Pending) -> int:
+        """Blocks of a problem's worst case, as the scheduler counts them."""
+        size, prompt = self.engine.block_size, len(item.prompt.input_ids)
+        stems = sum(-(-(prompt % size + len(stem)) // size) for stem in plan.stems)
+        return prompt // size + stems + plan.fork_rows * -(-(size - 1 + item.params.max_tokens) // size) + 1
+
+
+def complete(
+    engine: RolloutEngine, plans: Sequence[ForkPlan], params: SamplingParams, *, together: int = 64
+) -> Iterator[list[ForkPlan]]:
+    """Run fork plans on `engine`, `together` problems in a wave; yields plans as they end.
+
+    `params` gives temperature, filters, seed and `max_tokens`: the most tokens of a *whole* response, stem included.
+    What is drawn depends on (seed, problem id, sample, position) and the model, not on scheduling. ValueError names the
+    problem whose tree cannot fit the cache.
+    """
+    was_training = engine.model.training
+    engine.model.eval()
+    engine.stats = RolloutStats()
+    try:
+        for first in range(0, len(plans), together):
+            batch = []
+            for plan in plans[first : first + together]:
+                empty = np.empty(0, np.int32)
+                prompt = engine.encoder.encode(plan.problem)
+                batch.append((plan, Pending(plan.problem, prompt, params, empty.astype(np.float32), empty)))
+            wave = ForkWave(engine, batch[0][1], iter(()), engine.stats)
+            yield from wave.run_plans(batch)
+    finally:
+        forget_rope_deltas(engine.model)
+        engine.model.train(was_training)
