@@ -1,4 +1,4 @@
-"""What is watched while a policy evolves: accuracy, Pass@K, lengths, entropy, diversity.
+"""What is watched while a policy evolves: accuracy, Pass@K, Reward-Pass@K, votes, lengths, entropy, diversity.
 
 Pure functions on judged groups. Every accuracy is an Estimate with a 95% interval over problems: Wilson's for shares of
 right-or-wrong outcomes, the percentile bootstrap (seeded) for means of other quantities.
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mstar_engine.reward.answers import normalise
+from mstar_engine.reward.vote import RULES
 from mstar_engine.types import Estimate, Group
 
 _Z = 1.959963984540054
@@ -96,6 +98,47 @@ def _enough(groups: Sequence[Group], k: int) -> None:
     for group, (n, _) in zip(groups, correct_counts(groups), strict=True):
         if not 1 <= k <= n:
             raise ValueError(f"k={k}; allowed: 1 to {n}, the responses of problem {group.problem.id}")
+
+
+def reward_pass_at_k(groups: Sequence[Group], k: int) -> Estimate:
+    """Share of problems with a correct response among the `k` of the highest score of all their responses.
+
+    Correctness does not filter what is ranked: with it, this would be Pass@n. Ties go to fewer tokens, then to the
+    earlier sample. ValueError names a problem with fewer responses than `k`, or a response without a score.
+    """
+    _enough(groups, k)
+    hits = 0
+    for group in groups:
+        for response in group.responses:
+            if response.score is None or math.isnan(response.score):
+                where = f"problem {group.problem.id}, sample {response.sample}"
+                raise ValueError(f"{where}: score={response.score}; Reward-Pass@K needs a score for every response")
+        ranked = sorted(group.responses, key=lambda r: (-r.score, len(r.token_ids), r.sample))
+        hits += any(r.correct for r in ranked[:k])
+    return wilson(hits, len(groups))
+
+
+def vote_accuracy(groups: Sequence[Group], rule: str, k: int) -> Estimate:
+    """Share of problems whose first `k` responses vote for the reference answer; no vote at all is wrong.
+
+    `rule` is one of `vote.RULES`. ValueError names a problem with fewer responses, without a reference answer, or with
+    a voting response that lacks the score that the rule needs.
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule={rule!r}; allowed: {', '.join(RULES)}")
+    _enough(groups, k)
+    hits = 0
+    for group in groups:
+        if group.problem.gold is None:
+            raise ValueError(f"problem {group.problem.id}: no reference answer")
+        vote = RULES[rule](group, k)
+        hits += vote is not None and normalise(vote.answer) == normalise(group.problem.gold)
+    return wilson(hits, len(groups))
+
+
+def verifier_table(groups: Sequence[Group], ks: Sequence[int]) -> dict[int, dict[str, Estimate]]:
+    """The accuracy of every voting rule over the first k responses, by k, then by rule."""
+    return {k: {rule: vote_accuracy(groups, rule, k) for rule in RULES} for k in ks}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Dynamics: estimators against brute force, intervals that hold what they promise."""
 
+import dataclasses
 import itertools
 import math
 
@@ -55,6 +56,107 @@ def test_pass_at_k_rises_with_k_and_ends_at_any(rows):
     assert values[0] == dynamics.greedy_accuracy(groups).value
     assert values[-1] == pytest.approx(np.mean([any(row) for row in rows]))
     assert dynamics.unbiased_pass_at_k(groups, len(rows[0])).value == pytest.approx(values[-1])
+
+
+def score_group(rows, name="p", gold="1") -> Group:
+    """A judged group from (answer, score, tokens)."""
+    group = make_group([answer == gold for answer, _, _ in rows], name)
+    scored = [
+        dataclasses.replace(r, answer=answer, score=score, token_ids=np.zeros(tokens, np.int32))
+        for r, (answer, score, tokens) in zip(group.responses, rows, strict=True)
+    ]
+    problem = dataclasses.replace(group.problem, gold=gold)
+    return dataclasses.replace(group, problem=problem, responses=tuple(scored))
+
+
+def test_reward_pass_at_k_by_hand():
+    groups = [
+        score_group([("2", 0.9, 1), ("1", 0.8, 1), ("2", 0.1, 1)]),
+        score_group([("1", 0.1, 1), ("2", 0.5, 1), ("2", 0.6, 1)], "q"),
+        score_group([("2", 0.5, 3), ("1", 0.5, 2), ("1", 0.2, 1)], "r"),
+        score_group([("2", 0.5, 2), ("1", 0.5, 2), ("2", 0.2, 1)], "s"),
+    ]
+    # At 1: only r, by fewer tokens. At 2: all but q, whose correct response scores least.
+    assert [dynamics.reward_pass_at_k(groups, k) for k in (1, 2, 3)] == [dynamics.wilson(n, 4) for n in (1, 3, 4)]
+
+
+SCORED = st.integers(1, 6).flatmap(
+    lambda n: st.lists(
+        st.lists(
+            st.tuples(
+                st.sampled_from(["1", "2", "3", None]), st.integers(0, 4).map(lambda i: i / 4), st.integers(1, 3)
+            ),
+            min_size=n,
+            max_size=n,
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+
+
+@given(SCORED)
+@settings(deadline=None)
+def test_reward_pass_at_k_lies_between_what_chance_and_an_oracle_reach(rows):
+    groups = [score_group(row) for row in rows]
+    n = len(rows[0])
+    values = [dynamics.reward_pass_at_k(groups, k).value for k in range(1, n + 1)]
+    assert values == sorted(values) and values[-1] == dynamics.pass_at_k(groups, n).value
+    oracle = [score_group([(a, float(a == "1"), t) for a, _, t in row]) for row in rows]
+    assert dynamics.reward_pass_at_k(oracle, 1).value == values[-1]
+    # Scores that fall with the sample number rank nothing anew.
+    in_order = [score_group([(a, 1 - i / 9, t) for i, (a, _, t) in enumerate(row)]) for row in rows]
+    for k in range(1, n + 1):
+        assert dynamics.reward_pass_at_k(in_order, k) == dynamics.pass_at_k(in_order, k)
+
+
+@given(SCORED)
+@settings(deadline=None)
+def test_verifier_table(rows):
+    groups = [score_group(row) for row in rows]
+    n = len(rows[0])
+    table = dynamics.verifier_table(groups, [1, n])
+    assert list(table) == list(dict.fromkeys([1, n]))
+    # A single response leaves nothing to decide.
+    assert all(estimate == dynamics.greedy_accuracy(groups) for estimate in table[1].values())
+    for rule, estimate in table[n].items():
+        assert estimate == dynamics.vote_accuracy(groups, rule, n)
+        assert estimate.value <= dynamics.pass_at_k(groups, n).value
+    # Equal scores: the weighted vote is the majority, ties included.
+    flat = [score_group([(a, 0.5, t) for a, _, t in row]) for row in rows]
+    assert dynamics.vote_accuracy(flat, "weighted", n) == dynamics.vote_accuracy(flat, "majority", n)
+
+
+def test_votes_by_hand():
+    groups = [
+        score_group([("1.", 0.1, 1), ("01", 0.1, 1), ("2", 0.3, 1), ("3", 0.4, 1)], gold="+1"),
+        score_group([(None, 0.1, 1)] * 4, "q"),
+    ]
+    accuracy = {rule: dynamics.vote_accuracy(groups, rule, 4).value for rule in ("majority", "weighted", "best_of_n")}
+    assert accuracy == {"majority": 0.5, "weighted": 0.0, "best_of_n": 0.0}
+    assert dynamics.verifier_table(groups, [2])[2]["best_of_n"] == dynamics.wilson(1, 2)
+
+
+def test_refusals_of_scores_and_votes():
+    groups = [score_group([("1", 0.5, 1), ("2", 0.5, 1)]), score_group([("1", 0.5, 1), ("2", None, 1)], "q")]
+    with pytest.raises(ValueError, match="problem q, sample 1: score=None; Reward-Pass@K"):
+        dynamics.reward_pass_at_k(groups, 1)
+    with pytest.raises(ValueError, match="problem q, sample 1: score=None"):
+        dynamics.vote_accuracy(groups, "weighted", 2)
+    assert dynamics.vote_accuracy(groups, "majority", 2).items == 2
+    with pytest.raises(ValueError, match="problem p, sample 0: score=nan"):
+        dynamics.reward_pass_at_k([score_group([("1", math.nan, 1)])], 1)
+    with pytest.raises(ValueError, match="rule='plurality'; allowed: majority, weighted, best_of_n"):
+        dynamics.vote_accuracy(groups, "plurality", 1)
+    for measure in (dynamics.reward_pass_at_k, lambda g, k: dynamics.vote_accuracy(g, "majority", k)):
+        for k in (0, 3):
+            with pytest.raises(ValueError, match=f"k={k}; allowed: 1 to 2, the responses of problem p"):
+                measure(groups, k)
+        with pytest.raises(ValueError, match="no groups"):
+            measure([], 1)
+    unlabelled = dataclasses.replace(groups[0], problem=Problem(id="u", question="?"))
+    with pytest.raises(ValueError, match="problem u: no reference answer"):
+        dynamics.vote_accuracy([unlabelled], "majority", 1)
 
 
 def test_unbiased_is_safe_for_large_n():
