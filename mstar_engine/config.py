@@ -12,7 +12,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
-Stage = Literal["pretrain", "warmup", "evolve", "evaluate", "report"]
+Stage = Literal["pretrain", "warmup", "annotate", "prm", "evolve", "evaluate", "report"]
 STAGES: tuple[str, ...] = get_args(Stage)
 
 Count = Annotated[int, Field(ge=1)]
@@ -105,11 +105,75 @@ class RolloutConfig:
 
 
 @section
-class SelectConfig:
-    """H: which of the correct responses are learned from."""
+class StepsConfig:
+    """How a response divides into steps: at `delimiter`, merged to at most `max_steps` (0: not merged)."""
 
-    kind: Literal["all", "random"] = "random"
+    delimiter: Text = "\n\n"
+    max_steps: CountOrOff = 0
+
+
+@section
+class AnnotateConfig:
+    """Step labels by Monte Carlo: `solutions` of each of `problems` training problems, and up to `completions` from the
+    end of every step. `held_out` validation problems are labelled alike, to judge the process reward model by.
+
+    `mode`: "hard" (until the first right completion), "soft" (all, their share) or "binary" (search for the first
+    error).
+    """
+
+    problems: Count = 400
+    held_out: Count = 64
+    solutions: Count = 4
+    mode: Literal["hard", "soft", "binary"] = "hard"
+    completions: Count = 8
+    temperature: Rate = 1.0
+
+
+@section
+class PrmConfig:
+    """The process reward model. It is fitted from `model_name_or_path`: "policy" is the warmed-up policy, else any
+    checkpoint; without the prm stage that checkpoint scores as it is (`form`: how it reads steps, "auto" if it says).
+
+    `targets`: "hard" makes every label above 0 a 1. `reduction`: from step scores to the score of a response.
+    """
+
+    model_name_or_path: Text = "policy"
+    form: Text = "auto"
+    head: Literal["label_tokens", "two_class", "scalar"] = "label_tokens"
+    targets: Literal["hard", "soft"] = "hard"
+    reduction: Literal["min", "mean", "product", "last"] = "min"
+    learning_rate: Rate = 5e-4
+    num_train_epochs: Count = 4
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "linear"
+    warmup_steps: CountOrOff = 10
+    per_device_train_batch_size: Count = 64
+    weight_decay: NonNegative = 0.05
+
+
+@section
+class SelectConfig:
+    """H: which of the correct responses are learned from.
+
+    "all", `k` at "random", the `k` with the highest score ("top_k"), or all that score above `alpha` ("threshold").
+    With `alpha`, the others too take only responses that score above it.
+    """
+
+    kind: Literal["all", "random", "top_k", "threshold"] = "top_k"
     k: Count = 2
+    alpha: Share | None = None
+
+    @field_validator("alpha")
+    @classmethod
+    def _threshold_has_a_value(cls, value: float | None, info: ValidationInfo) -> float | None:
+        """A threshold must be somewhere."""
+        if value is None and info.data.get("kind") == "threshold":
+            raise ValueError("0 to 1, with select.kind=threshold")
+        return value
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether a process reward model takes part."""
+        return self.kind in ("top_k", "threshold") or self.alpha is not None
 
 
 @section
@@ -190,6 +254,9 @@ class RunConfig:
     pretrain: PretrainConfig = Field(default_factory=PretrainConfig)
     warmup: WarmupConfig = Field(default_factory=WarmupConfig)
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    steps: StepsConfig = Field(default_factory=StepsConfig)
+    annotate: AnnotateConfig = Field(default_factory=AnnotateConfig)
+    prm: PrmConfig = Field(default_factory=PrmConfig)
     select: SelectConfig = Field(default_factory=SelectConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     evolve: EvolveConfig = Field(default_factory=EvolveConfig)

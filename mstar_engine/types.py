@@ -69,6 +69,33 @@ class Group:
     prompt_length: int
 
 
+@dataclass(frozen=True, slots=True)
+class MonteCarlo:
+    """What was found behind one step: `n` completions drawn (0: none was needed), `correct` of them right."""
+
+    n: int
+    correct: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LabelledSolution:
+    """A response with a label for each of its steps.
+
+    `step_ends` exclusive token ends within `response_ids`; `labels` in [0, 1], the wanted step scores; `mc` the
+    completions that they come from, None where labels come from elsewhere.
+    """
+
+    problem: Problem
+    sample: int
+    response_ids: np.ndarray
+    text: str
+    correct: bool
+    prompt_length: int
+    step_ends: tuple[int, ...]
+    labels: tuple[float, ...]
+    mc: tuple[MonteCarlo, ...] | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainingExample:
     """A problem and one response to imitate; the loss covers the response tokens only."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from mstar_engine.evolve.policy import Policy
 from mstar_engine.journal import plain
 from mstar_engine.report.progress import Phase, Progress
 from mstar_engine.reward.answers import judge
+from mstar_engine.reward.prm import ProcessRewardModel
 from mstar_engine.reward.select import select
 from mstar_engine.run_directory import RunDirectory
 from mstar_engine.train.trainer import StepStats
-from mstar_engine.types import Group, Problem, SamplingParams, TrainingExample
+from mstar_engine.types import Estimate, Group, Problem, SamplingParams, TrainingExample
 
 KEPT_CHECKPOINTS = 2
 
@@ -34,7 +35,8 @@ KEPT_CHECKPOINTS = 2
 class Evolution:
     """Runs the iterations of one run over its labelled problems.
 
-    `entries` holds a summary entry for each iteration that is over; `measured` is called with each new one.
+    `entries` holds a summary entry for each iteration that is over; `measured` is called with each new one. `prm`
+    scores responses for the selection, and on the validation problems; it stays as it is.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Evolution:
         validation: Sequence[Problem],
         progress: Progress,
         measured: Callable[[dict[str, Any]], None] = lambda entry: None,
+        prm: ProcessRewardModel | None = None,
     ) -> None:
         self.config = config
         self.run = run
@@ -55,6 +58,7 @@ class Evolution:
         self.validation = validation
         self.progress = progress
         self.measured = measured
+        self.prm = prm
         self.entries: list[dict[str, Any]] = []
 
     def resume(self) -> int:
@@ -117,6 +121,7 @@ class Evolution:
                 temperature=evaluate.temperature,
                 writer=writer,
                 phase=phase,
+                prm=self.prm,
             )
             self.progress.greedy = measured.greedy
         entry = {
@@ -125,6 +130,8 @@ class Evolution:
             "pass_at_1": plain(measured.pass_at_1),
             "pass_at_k": plain(measured.pass_at_k),
             "k": evaluate.pass_at_k,
+            "reward_pass_at_2": plain(measured.reward_pass_at_2) if measured.reward_pass_at_2 else None,
+            "verifier": plain_table(measured.verifier),
             "seconds": round(entry["seconds"] + time.perf_counter() - begun, 3),
         }
         self.run.journal.append("iteration", **entry)
@@ -151,7 +158,10 @@ class Evolution:
             with self.progress.phase(title, len(problems), "problems") as phase:
                 phase.advance(len(problems) - len(missing))
                 for batch in self.policy.engine.generate_batches(missing, params) if missing else ():
-                    judged = [select(judge(group), chosen.kind, chosen.k, params.seed) for group in batch]
+                    judged = [judge(group) for group in batch]
+                    if self.prm is not None and chosen.needs_scores:
+                        judged = list(self.prm.scored(judged))
+                    judged = [select(group, chosen.kind, chosen.k, params.seed, chosen.alpha) for group in judged]
                     writer.write(*judged)
                     groups += judged
                     responses = [response for group in judged for response in group.responses]
@@ -204,6 +214,13 @@ class Evolution:
     def _drop_old_checkpoints(self) -> None:
         for path in sorted(self._checkpoints().glob("iteration_[0-9][0-9][0-9][0-9]"))[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(path)
+
+
+def plain_table(table: Mapping[int, Mapping[str, Estimate]] | None) -> dict[str, Any] | None:
+    """A verifier table in JSON's terms: K as text."""
+    if table is None:
+        return None
+    return {str(k): {rule: plain(estimate) for rule, estimate in row.items()} for k, row in table.items()}
 
 
 def show_step(phase: Phase, step: StepStats) -> None:

@@ -1,4 +1,4 @@
-"""The stages of a run over one run directory: pretrain, warmup, evolve, evaluate, report.
+"""The stages of a run over one run directory: pretrain, warmup, annotate, prm, evolve, evaluate, report.
 
 A stage that is done is not done again; an interrupted one goes on from what it left on disk.
 """
@@ -17,6 +17,7 @@ from mstar_engine.data.sources import DataSet
 from mstar_engine.evolve.loop import Evolution, evolve, interval, show_step
 from mstar_engine.evolve.measure import Measurement, measure_policy
 from mstar_engine.evolve.policy import Policy
+from mstar_engine.evolve.process_reward import ProcessReward, prm_path, refuse_without_prm, scoring_model
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.models.tiny import build_tiny
 from mstar_engine.report.html import write_report
@@ -25,7 +26,7 @@ from mstar_engine.run_directory import RunDirectory
 from mstar_engine.train.checkpoint import recover, save_checkpoint
 from mstar_engine.train.collate import imitate
 from mstar_engine.train.pretrain import align, ground
-from mstar_engine.train.schedule import Schedule
+from mstar_engine.train.schedule import Schedule, schedule_of
 from mstar_engine.types import Problem, TrainingExample
 from mstar_kernels import _C
 
@@ -40,10 +41,17 @@ class Pipeline:
         self.run = run
         self.progress = progress
         self.data = data
-        self.summary: dict[str, Any] = {"warmup": None, "evolve": [], "final": None, "seconds": {}}
+        self.summary: dict[str, Any] = {"warmup": None, "prm": None, "evolve": [], "final": None, "seconds": {}}
+        self.rewards = ProcessReward(
+            config,
+            run,
+            {"train": data.train[: config.annotate.problems], "held_out": data.validation[: config.annotate.held_out]},
+            progress,
+        )
         self._policy: Policy | None = None
-        for name in ("base", "warmup", "final"):
+        for name in ("base", "warmup", "prm", "final"):
             recover(self._checkpoint(name))
+        refuse_without_prm(config, run.path)
 
     def execute(self) -> dict[str, Any]:
         """Do every configured stage that is not done yet; returns the summary, which is also written after each."""
@@ -51,6 +59,8 @@ class Pipeline:
         stages: dict[str, Callable[[], None]] = {
             "pretrain": self.pretrain,
             "warmup": self.warmup,
+            "annotate": self.annotate,
+            "prm": self.prm,
             "evolve": self.evolve,
             "evaluate": self.evaluate,
             "report": self.report,
@@ -116,17 +126,27 @@ class Pipeline:
                 )
                 epoch += 1
 
+    def annotate(self) -> None:
+        """Label the steps of the warmed-up policy's solutions by Monte Carlo completions."""
+        self.rewards.annotate(self._warmed_up())
+
+    def prm(self) -> None:
+        """Fit the process reward model to the labels."""
+        if not prm_path(self.run.path).exists() or self.run.journal.last("prm") is None:
+            self.rewards.fit(self._warmed_up().processor)
+
     def evolve(self) -> None:
         """The self-evolving iterations."""
         policy = self._warmed_up()
         policy.trainer.schedule = self._evolve_schedule()
+        prm = scoring_model(self.config, self.run.path, policy.processor)
 
         def measured(entry: dict[str, Any]) -> None:
             self.summary["evolve"] = evolution.entries
             self._write_summary()
 
         evolution = Evolution(
-            self.config, self.run, policy, self.data.train, self.data.validation, self.progress, measured
+            self.config, self.run, policy, self.data.train, self.data.validation, self.progress, measured, prm
         )
         evolve(evolution, self.config.evolve.iterations)
         self.summary["evolve"] = evolution.entries
@@ -200,6 +220,7 @@ class Pipeline:
         ]
 
     def _write_summary(self) -> None:
+        self.summary["prm"] = self.rewards.summary()
         self.summary["seconds"] = self.run.journal.seconds()
         self.run.write_summary(self.summary)
 
@@ -219,16 +240,6 @@ class Pipeline:
     def _evolve_schedule(self) -> Schedule:
         train = self.config.train
         return schedule_of(train.learning_rate, train.lr_scheduler_type, train.warmup_steps, train.max_steps)
-
-
-def schedule_of(learning_rate: float, kind: str, warmup_steps: int, max_steps: int) -> Schedule:
-    """A schedule from Hugging Face's words for it; `max_steps` is the horizon where one is needed."""
-    return Schedule(
-        peak=learning_rate,
-        kind="constant" if kind == "constant_with_warmup" else kind,
-        warmup=min(warmup_steps, max(0, max_steps - 1)) if kind in ("linear", "cosine") else warmup_steps,
-        horizon=max(1, max_steps) if kind in ("linear", "cosine") else None,
-    )
 
 
 def use_threads(threads: int) -> None:

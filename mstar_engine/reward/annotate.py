@@ -21,32 +21,9 @@ from mstar_engine.reward.answers import judge_response
 from mstar_engine.reward.steps import step_ends
 from mstar_engine.rollout.engine import RolloutEngine
 from mstar_engine.rollout.forks import Fork, complete
-from mstar_engine.types import Group, Problem, Response, SamplingParams
+from mstar_engine.types import Group, LabelledSolution, MonteCarlo, Problem, Response, SamplingParams
 
 MODES = ("hard", "soft", "binary")
-
-
-@dataclass(frozen=True, slots=True)
-class MonteCarlo:
-    """What was found behind one step: `n` completions drawn (0: none was needed), `correct` of them right."""
-
-    n: int
-    correct: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LabelledSolution:
-    """A solution with its steps: exclusive token ends, labels in [0, 1], and the completions they come from."""
-
-    problem: Problem
-    sample: int
-    response_ids: np.ndarray
-    text: str
-    correct: bool
-    prompt_length: int
-    step_ends: tuple[int, ...]
-    labels: tuple[float, ...]
-    mc: tuple[MonteCarlo, ...]
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from mstar_engine.reward.forms import PrmForm
 from mstar_engine.reward.head import RewardHead
-from mstar_engine.reward.layout import Layout
+from mstar_engine.reward.layout import LaidOut, Layout
 from mstar_engine.reward.steps import step_ends
 from mstar_engine.rollout.branches import BranchRunner, BranchStats, Trunk
 from mstar_engine.types import Group, Response
@@ -88,9 +88,14 @@ class ProcessRewardModel:
         (scores,) = self.score_groups([group])
         return scores
 
-    def score_groups(self, groups: Sequence[Group]) -> Iterator[GroupScores]:
-        """The scores of groups, in order; many share a forward. Equal responses of a group are computed once."""
-        plans = [_GroupPlan(self, group) for group in groups]
+    def score_groups(
+        self, groups: Sequence[Group], ends: Sequence[Sequence[Sequence[int]]] | None = None
+    ) -> Iterator[GroupScores]:
+        """The scores of groups, in order; many share a forward. Equal responses of a group are computed once.
+
+        `ends`: the exclusive token ends of the steps of each response of each group, where they are known already.
+        """
+        plans = [_GroupPlan(self, group, None if ends is None else ends[i]) for i, group in enumerate(groups)]
         trunks = [Trunk(self.encoder.encode(plan.group.problem), [laid.ids for laid in plan.laid]) for plan in plans]
         was_training = self.head.training
         self.head.eval()
@@ -138,15 +143,17 @@ class ProcessRewardModel:
 class _GroupPlan:
     """A group's distinct responses, laid out; `place[i]` is where response i stands among them, None without steps."""
 
-    def __init__(self, prm: ProcessRewardModel, group: Group) -> None:
+    def __init__(
+        self, prm: ProcessRewardModel, group: Group, known: Sequence[Sequence[int]] | None = None
+    ) -> None:
         self.group = group
-        self.laid = []
+        self.laid: list[LaidOut] = []
         self.place: list[int | None] = []
         seen: dict[bytes, int | None] = {}
-        for response in group.responses:
+        for index, response in enumerate(group.responses):
             key = np.ascontiguousarray(response.token_ids).tobytes()
             if key not in seen:
-                ends = prm.step_ends(response)
+                ends = prm.step_ends(response) if known is None else known[index]
                 seen[key] = len(self.laid) if ends else None
                 if ends:
                     self.laid.append(prm.layout.lay_out(response.token_ids, ends))

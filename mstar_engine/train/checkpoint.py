@@ -32,15 +32,20 @@ def save_checkpoint(
     *,
     tensors: dict[str, torch.Tensor] | None = None,
     state: dict[str, Any] | None = None,
+    files: dict[str, dict[str, torch.Tensor]] | None = None,
 ) -> None:
-    """Write a checkpoint directory atomically: `tensors` the optimizer's state by name, `state` JSON-ready counters."""
+    """Write a checkpoint directory atomically: `tensors` the optimizer's state by name, `state` JSON-ready counters.
+
+    `files` are further safetensors files beside the weights, by name.
+    """
     part = path.with_name(path.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         save_model(model, processor, part)
-        if tensors is not None:
-            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part / OPTIMIZER)
+        beside = {} if tensors is None else {OPTIMIZER: tensors}
+        for name, held in (beside | (files or {})).items():
+            save_file({key: value.detach().cpu().contiguous() for key, value in held.items()}, part / name)
         (part / STATE).write_text(json.dumps(state or {}, indent=1))
         for file in part.iterdir():
             _sync(file)

@@ -52,3 +52,13 @@ class Schedule:
         share = min(max(step - start, 0) / max(self.horizon - start, 1), 1.0)
         falling = 0.5 * (1 + math.cos(math.pi * share)) if self.kind == "cosine" else 1 - share
         return self.peak * (self.floor + (1 - self.floor) * falling)
+
+
+def schedule_of(learning_rate: float, kind: str, warmup_steps: int, max_steps: int) -> Schedule:
+    """A schedule from Hugging Face's words for it; `max_steps` is the horizon where one is needed."""
+    return Schedule(
+        peak=learning_rate,
+        kind="constant" if kind == "constant_with_warmup" else kind,
+        warmup=min(warmup_steps, max(0, max_steps - 1)) if kind in ("linear", "cosine") else warmup_steps,
+        horizon=max(1, max_steps) if kind in ("linear", "cosine") else None,
+    )

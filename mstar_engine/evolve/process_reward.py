@@ -1,0 +1,253 @@
+"""The stages that make a process reward model: solutions, Monte Carlo step labels, fitting, and judging it.
+
+Everything is on disk before the next is waited for: solutions group by group, labels problem by problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mstar_engine.config import RunConfig
+from mstar_engine.evolve.loop import show_step
+from mstar_engine.evolve.policy import Policy
+from mstar_engine.report.progress import Phase, Progress
+from mstar_engine.reward.annotate import ProblemAnnotation, annotate
+from mstar_engine.reward.answers import judge
+from mstar_engine.reward.label_file import LabelWriter, read_labels
+from mstar_engine.reward.prm import ProcessRewardModel
+from mstar_engine.reward.prm_checkpoint import load_prm, refuse_other_processor
+from mstar_engine.run_directory import RunDirectory
+from mstar_engine.train.prm import class_balance, fit_prm, new_prm, save_prm, step_examples, step_quality
+from mstar_engine.train.schedule import schedule_of
+from mstar_engine.types import Group, LabelledSolution, Problem, SamplingParams
+
+SETS = ("train", "held_out")
+POLICY = "policy"
+OUR_FORMS = {"label_tokens": "mstar", "two_class": "mstar_two_class", "scalar": "mstar_scalar"}
+_COSTS = ("drawn", "prefill_tokens", "decode_tokens", "seconds")
+
+
+def labels_path(run: Path, name: str) -> Path:
+    """Where a run keeps the labelled steps of the problem set `name`, "train" or "held_out"."""
+    return run / "annotations" / f"{name}.parquet"
+
+
+def prm_path(run: Path) -> Path:
+    """Where a run keeps the process reward model that it fitted."""
+    return run / "checkpoints" / "prm"
+
+
+class ProcessReward:
+    """The annotate and prm stages of one run; `problems` by the names in SETS."""
+
+    def __init__(
+        self, config: RunConfig, run: RunDirectory, problems: dict[str, Sequence[Problem]], progress: Progress
+    ) -> None:
+        self.config = config
+        self.run = run
+        self.problems = problems
+        self.progress = progress
+
+    def annotate(self, policy: Policy) -> None:
+        """Label the steps of fresh solutions of both problem sets by completions of the warmed-up policy."""
+        for number, name in enumerate(SETS):
+            seed = 2**40 + 2 * self.config.seed * 1_000_003 + number
+            groups = self._solutions(policy, name, seed)
+            self._labels(policy, name, groups, seed + 2**41)
+
+    def fit(self, policy_processor: Any) -> None:
+        """Fit the process reward model to the labels, judge it on the held-out ones, and save it."""
+        config, prm_config = self.config, self.config.prm
+        steps, form = config.steps, OUR_FORMS[prm_config.head]
+        start = prm_config.model_name_or_path
+        path = self.run.path / "checkpoints" / "warmup" if start == POLICY else Path(start)
+        where = f"prm.model_name_or_path={start}"
+        prm = new_prm(
+            path,
+            form,
+            where,
+            seed=config.seed,
+            dtype=config.model.dtype,
+            delimiter=steps.delimiter,
+            max_steps=steps.max_steps,
+            reduction=prm_config.reduction,
+        )
+        refuse_other_processor(prm.processor, policy_processor, where)
+        solutions, held_out = (self.read(name, prm.layout.tokenizer) for name in SETS)
+        examples = step_examples(prm, solutions, prm_config.targets)
+        size = prm_config.per_device_train_batch_size
+        total = prm_config.num_train_epochs * -(-len(examples) // size)
+        with self.progress.phase("prm: fit", total, "steps") as phase:
+            loss = fit_prm(
+                prm,
+                examples,
+                lambda horizon: schedule_of(
+                    prm_config.learning_rate, prm_config.lr_scheduler_type, prm_config.warmup_steps, horizon
+                ),
+                epochs=prm_config.num_train_epochs,
+                batch_size=size,
+                weight_decay=prm_config.weight_decay,
+                seed=config.seed,
+                progress=lambda step: show_step(phase, step),
+            )
+        quality, balance = step_quality(prm, held_out, solutions), class_balance(solutions)
+        save_prm(prm_path(self.run.path), prm, form)
+        self.run.journal.append(
+            "prm",
+            model=start,
+            head=prm_config.head,
+            targets=prm_config.targets,
+            labels=balance.steps,
+            problems=len({one.problem.id for one in solutions}),
+            responses=len(solutions),
+            balance=balance.positive / balance.steps,
+            loss=loss,
+            held_out=quality,
+        )
+        auc = "undefined" if quality.auc is None else f"{quality.auc:.3f}"
+        self.progress.say(
+            f"prm: {balance.steps:,} labels, {100 * balance.positive / balance.steps:.0f}% right; held out: step AUC "
+            f"{auc}, F1 {quality.f1:.3f}, macro-F1 {quality.macro_f1:.3f}"
+        )
+
+    def read(self, name: str, tokenizer: Any) -> list[LabelledSolution]:
+        """The labelled solutions of a problem set, with their images. ValueError when there are none."""
+        path = labels_path(self.run.path, name)
+        if not path.exists():
+            raise ValueError(f"{path} is missing; the prm stage needs the annotate stage before it")
+        found = read_labels(path, tokenizer, {problem.id: problem for problem in self.problems[name]})
+        if not found:
+            raise ValueError(f"{path} holds no solution; the policy wrote none with a step")
+        return found
+
+    def summary(self) -> dict[str, Any] | None:
+        """What summary.json says of the process reward model; None when the run has fitted none."""
+        event = self.run.journal.last("prm")
+        if event is None:
+            return None
+        fields = {key: value for key, value in event.items() if key not in ("time", "event")}
+        costs = [past for past in self.run.journal.events if past["event"] == "annotate"]
+        spent = {key: sum(past[key] for past in costs) for key in _COSTS}
+        annotate = self.config.annotate
+        return {**fields, "annotation": {"mode": annotate.mode, "completions": annotate.completions, **spent}}
+
+    def _solutions(self, policy: Policy, name: str, seed: int) -> list[Group]:
+        """Judged solutions of a problem set, sorted by problem."""
+        annotate, problems = self.config.annotate, self.problems[name]
+        params = SamplingParams(
+            n=annotate.solutions,
+            temperature=annotate.temperature,
+            max_tokens=self.config.rollout.max_completion_length,
+            seed=seed,
+        )
+        with self.run.rollout_writer(0, f"solutions_{name}") as writer:
+            missing = [problem for problem in problems if problem.id not in writer.finished]
+            with self.progress.phase(f"annotate: solutions, {name}", len(problems), "problems") as phase:
+                phase.advance(len(problems) - len(missing))
+                for batch in policy.engine.generate_batches(missing, params) if missing else ():
+                    judged = [judge(group) for group in batch]
+                    writer.write(*judged)
+                    responses = [response for group in judged for response in group.responses]
+                    phase.advance(
+                        len(judged),
+                        tokens=sum(len(response.token_ids) for response in responses),
+                        sampled=len(responses),
+                        accepted=sum(bool(response.correct) for response in responses),
+                    )
+            writer.finish()
+            return writer.groups({problem.id: problem for problem in problems})
+
+    def _labels(self, policy: Policy, name: str, groups: Sequence[Group], seed: int) -> None:
+        """Label the steps of the groups that are not labelled yet."""
+        config, annotating = self.config, self.config.annotate
+        params = SamplingParams(
+            temperature=annotating.temperature, max_tokens=config.rollout.max_completion_length, seed=seed
+        )
+        with LabelWriter(labels_path(self.run.path, name)) as writer:
+            missing = [group for group in groups if group.problem.id not in writer.finished]
+            with self.progress.phase(f"annotate: steps, {name}", len(groups), "problems") as phase:
+                phase.advance(len(groups) - len(missing))
+                cost = _Cost(phase, policy)
+                try:
+                    for batch in annotate(
+                        policy.engine,
+                        missing,
+                        params,
+                        mode=annotating.mode,
+                        completions=annotating.completions,
+                        delimiter=config.steps.delimiter,
+                        max_steps=config.steps.max_steps,
+                    ):
+                        writer.write(*(results for plan in batch if (results := plan.results())))
+                        cost.add(batch)
+                finally:
+                    self.run.journal.append("annotate", set=name, **cost.fields())
+            writer.finish()
+
+
+class _Cost:
+    """What annotation has cost in this sitting, and a guess at what is to come, on the progress line."""
+
+    def __init__(self, phase: Phase, policy: Policy) -> None:
+        self.phase = phase
+        self.policy = policy
+        self.problems = self.drawn = 0
+
+    def add(self, batch: Sequence[ProblemAnnotation]) -> None:
+        """Some problems are done."""
+        drawn = sum(plan.drawn for plan in batch)
+        self.problems += len(batch)
+        self.drawn += drawn
+        left = (self.phase.total or 0) - self.phase.done - len(batch)
+        to_go = round(self.drawn / self.problems * left)
+        note = f"{self.drawn:,} completions" + (f", about {to_go:,} to go" if left else "")
+        tokens = self.policy.engine.stats.sampled_tokens - self.phase.tokens
+        self.phase.advance(len(batch), tokens=max(0, tokens), note=note)
+
+    def fields(self) -> dict[str, Any]:
+        """For the journal."""
+        stats = self.policy.engine.stats
+        worked = self.drawn > 0
+        return {
+            "drawn": self.drawn,
+            "prefill_tokens": stats.prefill_tokens + stats.extend_tokens if worked else 0,
+            "decode_tokens": stats.decode_tokens if worked else 0,
+            "seconds": round(self.phase.seconds, 3),
+        }
+
+
+def scoring_model(config: RunConfig, run: Path, policy_processor: Any) -> ProcessRewardModel | None:
+    """The process reward model of a run: the one it fitted, else the checkpoint it names, else None.
+
+    ValueError when selection needs scores and there is none, or when it reads other tokens or images than the policy.
+    """
+    prm = config.prm
+    fitted = prm_path(run)
+    if not fitted.exists() and prm.model_name_or_path == POLICY:
+        refuse_without_prm(config, run)
+        return None
+    options: dict[str, Any] = {
+        "delimiter": config.steps.delimiter,
+        "max_steps": config.steps.max_steps,
+        "reduction": prm.reduction,
+    }
+    form = None if fitted.exists() or prm.form == "auto" else prm.form
+    return load_prm(
+        fitted if fitted.exists() else prm.model_name_or_path,
+        form=form,
+        policy_processor=policy_processor,
+        dtype=config.model.dtype,
+        **options,
+    )
+
+
+def refuse_without_prm(config: RunConfig, run: Path) -> None:
+    """ValueError when selection needs scores and nothing will give them."""
+    can = "prm" in config.stages or prm_path(run).exists() or config.prm.model_name_or_path != POLICY
+    if "evolve" in config.stages and config.select.needs_scores and not can:
+        raise ValueError(
+            f"select.kind={config.select.kind}: it needs step scores; add the stages annotate and prm, name a process "
+            "reward model in prm.model_name_or_path, or choose select.kind=all or random"
+        )
