@@ -185,3 +185,8 @@ def test_refusals():
         step_metrics.balance([[2]])
     with pytest.raises(ValueError, match="response 0, step 0: label=nan"):
         step_metrics.balance([[math.nan]])
+
+
+def test_a_threshold_is_not_rounded_to_the_scores():
+    # The nearest float32 is below 0.7; numpy would compare it with 0.7 in float32 and call them equal.
+    assert step_metrics.macro_f1([np.array([0.7], np.float32)], [[0.0]], 0.7) == 0.5
