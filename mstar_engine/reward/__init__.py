@@ -1,1 +1,1 @@
-"""Judging responses: answers, selection."""
+"""Judging responses: answers, steps, votes, selection, and how well step scores judge."""
