@@ -12,6 +12,7 @@
 #include "cpu/paged_kv.h"
 #include "cpu/parallel.h"
 #include "cpu/sampling.h"
+#include "cpu/step_rewards.h"
 #include "cpu/tree_attention.h"
 #include "rollout/scheduler.h"
 
@@ -119,6 +120,42 @@ void bind_paged_kv(py::module_& m) {
             pointer<const std::int32_t>(src), pointer<const std::int32_t>(dst), copies);
       },
       "Unchecked; see mstar_kernels.paged_kv.");
+}
+
+// ---- step rewards ----
+
+mstar::Head head_of(const std::string& name) {
+  if (name == "softmax") return mstar::Head::softmax;
+  if (name == "sigmoid") return mstar::Head::sigmoid;
+  throw py::value_error("head=" + name + "; allowed: softmax, sigmoid");
+}
+
+mstar::Reduction reduction_of(const std::string& name) {
+  if (name == "min") return mstar::Reduction::min;
+  if (name == "mean") return mstar::Reduction::mean;
+  if (name == "product") return mstar::Reduction::product;
+  if (name == "last") return mstar::Reduction::last;
+  throw py::value_error("reduction=" + name + "; allowed: min, mean, product, last");
+}
+
+void bind_step_rewards(py::module_& m) {
+  m.def(
+      "step_rewards",
+      [](std::uintptr_t hidden, std::uintptr_t label_rows, std::uintptr_t bias, const std::string& hidden_dtype,
+         const std::string& label_dtype, int dim, int labels, std::uintptr_t step_positions,
+         std::uintptr_t response_steps, std::int64_t responses, const std::string& head, const std::string& reduction,
+         std::uintptr_t scores, std::uintptr_t reduced, std::uintptr_t weakest, const std::string& isa) {
+        using Ints = const std::int32_t;
+        const mstar::StepRewards call{
+            pointer<void>(hidden), pointer<void>(label_rows), pointer<const float>(bias), dtype_of(hidden_dtype),
+            dtype_of(label_dtype), dim, labels, pointer<Ints>(step_positions), pointer<Ints>(response_steps), responses,
+            head_of(head), reduction_of(reduction), pointer<float>(scores), pointer<float>(reduced),
+            pointer<std::int32_t>(weakest)};
+        const mstar::Isa chosen = isa_of(isa);
+        py::gil_scoped_release release;
+        mstar::step_rewards(call, chosen);
+      },
+      "Unchecked; see mstar_kernels.step_rewards. bias: 0 for none. isa: empty for the active one.");
 }
 
 // --- rollout ------------------------------------------------------------------------------------------------------
@@ -324,5 +361,6 @@ PYBIND11_MODULE(_C, m) {
   bind_sampling(m);
   bind_tree_attention(m);
   bind_paged_kv(m);
+  bind_step_rewards(m);
   bind_scheduler(m);
 }

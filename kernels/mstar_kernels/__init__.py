@@ -1,1 +1,1 @@
-"""Kernels of mstar_engine: sampling, attention over a prefix tree, paged K/V. Imports torch and triton only."""
+"""Kernels of mstar_engine: sampling, tree attention, paged K/V, step rewards. Imports torch and triton only."""

@@ -5,6 +5,7 @@ The invariant: "auto" may fall back, an explicit request is met or refused, neve
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Collection
 from functools import cache
@@ -30,7 +31,7 @@ def resolve(backend: str, device: torch.device | str, available: Collection[str]
 
     `available` names the forms the op has: a subset of "triton", "cpu", "reference". "auto" takes Triton on CUDA and
     C++ on the CPU where the op has that form and it can run, else the reference. Triton runs on CPU tensors only under
-    its interpreter (TRITON_INTERPRET=1).
+    its interpreter (TRITON_INTERPRET=1, set before Triton is imported).
 
     Raises ValueError for an unknown backend, or for an explicit one that the op lacks or that cannot run on `device`.
     """
@@ -53,6 +54,17 @@ def _refusal(backend: str, device_type: str, available: Collection[str]) -> str 
         return f"the tensors are on {device_type}; allowed: cpu"
     if backend == "cpu" and extension() is None:
         return "the C++ extension mstar_kernels._C is not built; install the package with a C++20 compiler present"
-    if backend == "triton" and device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"the tensors are on {device_type}; allowed: cuda (or TRITON_INTERPRET=1)"
+    if backend == "triton" and importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; allowed: cpu, reference"
+    if backend == "triton" and device_type != "cuda" and not _interpreter_is_on():
+        return f"the tensors are on {device_type}; allowed: cuda (or TRITON_INTERPRET=1, set before Triton is imported)"
     return None
+
+
+def _interpreter_is_on() -> bool:
+    """Triton reads TRITON_INTERPRET as it decorates a function, its own library's included; later it has no effect."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return False
+    import triton
+
+    return not isinstance(triton.language.sum, triton.JITFunction)

@@ -199,3 +199,55 @@ def copy_blocks(k_cache: torch.Tensor, v_cache: torch.Tensor, src_C: torch.Tenso
     """See `mstar_kernels.paged_kv.copy_blocks`."""
     k_cache[dst_C.long()] = k_cache[src_C.long()]
     v_cache[dst_C.long()] = v_cache[src_C.long()]
+
+
+# ---- step scores and their reduction ----
+# Shapes: T tokens, D hidden size, L label rows, S steps, N responses.
+
+_REDUCE = {
+    "min": lambda scores: scores.min(),
+    "mean": lambda scores: scores.mean(),
+    "product": lambda scores: scores.prod(),
+    "last": lambda scores: scores[-1],
+}
+
+
+def step_rewards(
+    hidden: Tensor,
+    label_rows: Tensor,
+    bias: Tensor | None,
+    step_positions: Tensor,
+    response_steps: Tensor,
+    *,
+    head: str,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores [S], reduced [N] and weakest int32 [N]; see `mstar_kernels.step_rewards.step_rewards`.
+
+    Computes in float32, and in float64 where `hidden` is float64.
+    """
+    compute = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    responses = len(response_steps) - 1
+    scores_S = torch.empty(len(step_positions), dtype=compute, device=hidden.device)
+    reduced_N = torch.empty(responses, dtype=compute, device=hidden.device)
+    weakest_N = torch.empty(responses, dtype=torch.int32, device=hidden.device)
+    for response in range(responses):
+        begin, end = int(response_steps[response]), int(response_steps[response + 1])
+        for step in range(begin, end):
+            hidden_D = hidden[int(step_positions[step])].to(compute)
+            logits_L = (label_rows.to(compute) * hidden_D).sum(1)
+            if bias is not None:
+                logits_L = logits_L + bias
+            if not bool(logits_L.isfinite().all()):
+                what = "NaN" if bool(logits_L.isnan().any()) else "infinite"
+                raise ValueError(unfit_score(response, step - begin, what))
+            scores_S[step] = (logits_L.sigmoid() if head == "sigmoid" else logits_L.softmax(0))[0]
+        scores = scores_S[begin:end]
+        reduced_N[response] = _REDUCE[reduction](scores)
+        weakest_N[response] = int((scores == scores.min()).nonzero()[0])
+    return scores_S, reduced_N, weakest_N
+
+
+def unfit_score(response: int, step: int, what: str) -> str:
+    """Message of the error on a step whose logit is `what`: NaN or infinite."""
+    return f"step_rewards: response {response}, step {step}: score is {what}; allowed: finite logits"
