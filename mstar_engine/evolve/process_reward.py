@@ -106,10 +106,10 @@ class ProcessReward:
             loss=loss,
             held_out=quality,
         )
-        auc = "undefined" if quality.auc is None else f"{quality.auc:.3f}"
+        auc, f1 = ("undefined" if value is None else f"{value:.3f}" for value in (quality.auc, quality.f1))
         self.progress.say(
             f"prm: {balance.steps:,} labels, {100 * balance.positive / balance.steps:.0f}% right; held out: step AUC "
-            f"{auc}, F1 {quality.f1:.3f}, macro-F1 {quality.macro_f1:.3f}"
+            f"{auc}, F1 {f1}, macro-F1 {quality.macro_f1:.3f}"
         )
 
     def read(self, name: str, tokenizer: Any) -> list[LabelledSolution]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from mstar_kernels.step_rewards import step_rewards
 from transformers import PreTrainedModel
 
 from mstar_engine.reward.forms import PrmForm
@@ -21,6 +20,7 @@ from mstar_engine.reward.layout import LaidOut, Layout
 from mstar_engine.reward.steps import step_ends
 from mstar_engine.rollout.branches import BranchRunner, BranchStats, Trunk
 from mstar_engine.types import Group, Response
+from mstar_kernels.step_rewards import step_rewards
 
 REDUCTIONS = ("min", "mean", "product", "last")
 
@@ -43,7 +43,8 @@ class ProcessRewardModel:
     """A frozen process reward model: `model` with a `head`, steps read in `form`.
 
     `delimiter` and `max_steps` split responses (see `steps.step_ends`); `reduction` is "min", "mean", "product" or
-    "last". `processor` is the model's; its tokenizer must be the policy's (see `prm_checkpoint`). `max_tokens` bounds the response tokens of one forward. `stats` counts the tokens the backbone computed.
+    "last". `processor` is the model's; its tokenizer must be the policy's (see `prm_checkpoint`). `max_tokens` bounds
+    the response tokens of one forward. `stats` counts the tokens the backbone computed.
     """
 
     def __init__(
@@ -143,9 +144,7 @@ class ProcessRewardModel:
 class _GroupPlan:
     """A group's distinct responses, laid out; `place[i]` is where response i stands among them, None without steps."""
 
-    def __init__(
-        self, prm: ProcessRewardModel, group: Group, known: Sequence[Sequence[int]] | None = None
-    ) -> None:
+    def __init__(self, prm: ProcessRewardModel, group: Group, known: Sequence[Sequence[int]] | None = None) -> None:
         self.group = group
         self.laid: list[LaidOut] = []
         self.place: list[int | None] = []

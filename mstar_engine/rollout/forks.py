@@ -20,8 +20,8 @@ from mstar_engine.rollout.engine import RolloutEngine
 from mstar_engine.rollout.kv_cache import KVCache
 from mstar_engine.rollout.runner import ModelRunner
 from mstar_engine.rollout.stats import RolloutStats
-from mstar_engine.rollout.wave import MAX_TABLE_TOKENS, Pending, Wave, problem_key
-from mstar_engine.types import Group, Problem, Response, SamplingParams
+from mstar_engine.rollout.wave import Pending, Wave, problem_key
+from mstar_engine.types import Problem, Response, SamplingParams
 from mstar_kernels import _C
 
 

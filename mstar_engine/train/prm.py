@@ -28,16 +28,16 @@ TARGETS = ("hard", "soft")
 class StepQuality:
     """How step scores agree with labels (see reward/step_metrics.py); `threshold` was chosen on other steps.
 
-    `f1` is ProcessBench's (with its two accuracies), `macro_f1` VisualProcessBench's. `auc` is None when all labels are
-    of one class.
+    `f1` is ProcessBench's (with its two accuracies), `macro_f1` VisualProcessBench's. What the labels, being of one
+    kind, do not define is None.
     """
 
     steps: int
     balance: float
     auc: float | None
-    f1: float
-    accuracy_on_erroneous: float
-    accuracy_on_correct: float
+    f1: float | None
+    accuracy_on_erroneous: float | None
+    accuracy_on_correct: float | None
     macro_f1: float
     threshold: float
 
@@ -137,7 +137,8 @@ def step_quality(
     prm: ProcessRewardModel, held_out: Sequence[LabelledSolution], seen: Sequence[LabelledSolution]
 ) -> StepQuality:
     """Quality on `held_out` steps; the threshold between right and wrong is chosen on `seen` ones."""
-    threshold = best_threshold(score_solutions(prm, seen), _hard(seen))
+    chosen = best_threshold(score_solutions(prm, seen), _hard(seen))
+    threshold = 0.5 if chosen is None else chosen
     scores, labels = score_solutions(prm, held_out), _hard(held_out)
     bench, counted = process_bench_f1(scores, labels, threshold), balance(labels)
     return StepQuality(
@@ -145,8 +146,8 @@ def step_quality(
         balance=counted.positive / counted.steps,
         auc=step_auc(scores, labels),
         f1=bench.f1,
-        accuracy_on_erroneous=bench.accuracy_on_erroneous,
-        accuracy_on_correct=bench.accuracy_on_correct,
+        accuracy_on_erroneous=bench.error_accuracy,
+        accuracy_on_correct=bench.correct_accuracy,
         macro_f1=macro_f1(scores, labels, threshold),
         threshold=threshold,
     )
@@ -168,4 +169,3 @@ def save_prm(path: Path, prm: ProcessRewardModel, form: str, **state: Any) -> No
     setattr(prm.model.config, KEY, said)
     tensors = head_tensors(prm.head, prm.form)
     save_checkpoint(path, prm.model, prm.processor, state=state, files={HEAD: tensors} if tensors else {})
-
