@@ -34,6 +34,8 @@ class Layout:
         if before == TURN:
             before, after = self._turns(processor, after)
         self.before = self._ids(before)
+        if before and not len(self.before):
+            raise ValueError(f"the tokenizer writes {before!r}, which this form puts behind each step, with no token")
         self.after = self._ids(after)
 
     def encoder(self, processor) -> PromptEncoder:

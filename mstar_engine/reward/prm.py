@@ -148,9 +148,9 @@ class _GroupPlan:
         self.group = group
         self.laid: list[LaidOut] = []
         self.place: list[int | None] = []
-        seen: dict[bytes, int | None] = {}
+        seen: dict[tuple[bytes, tuple[int, ...] | None], int | None] = {}
         for index, response in enumerate(group.responses):
-            key = np.ascontiguousarray(response.token_ids).tobytes()
+            key = (np.ascontiguousarray(response.token_ids).tobytes(), None if known is None else tuple(known[index]))
             if key not in seen:
                 ends = prm.step_ends(response) if known is None else known[index]
                 seen[key] = len(self.laid) if ends else None
