@@ -15,26 +15,47 @@ from mstar_engine.types import Estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VerifierSummary:
+    """Accuracy when one answer is taken from K samples a problem.
+
+    `best_of_n` takes that of the response with the highest score, `weighted` that with the largest sum of scores,
+    `majority` that with the most responses, which asks no reward model.
+    """
+
+    best_of_n: Estimate
+    weighted: Estimate
+    majority: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WarmupSummary:
     """The warmed-up policy: where the evolution starts.
 
-    `greedy` and `ood_greedy` on the test problems, like those at the end; `validation_greedy` and `pass_at_k` on the
-    validation problems, like those of the iterations.
+    `greedy` and `ood_greedy` on the test problems, like those at the end; the others on the validation problems, like
+    those of the iterations.
     """
 
     greedy: Estimate
     ood_greedy: Estimate | None = None
     validation_greedy: Estimate | None = None
     pass_at_k: Estimate | None = None
+    reward_pass_at_2: Estimate | None = None
+    verifier: dict[int, VerifierSummary] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IterationSummary:
-    """One iteration: accuracies on the validation problems, responses `sampled` and `kept`, wall-clock `seconds`."""
+    """One iteration: accuracies on the validation problems, responses `sampled` and `kept`, wall-clock `seconds`.
+
+    `reward_pass_at_2` is the share of problems with a right response among the 2 of the highest score; `verifier` has
+    an entry for each number of samples K. Both are None without a process reward model.
+    """
 
     iteration: int
     greedy: Estimate
     pass_at_k: Estimate | None = None
+    reward_pass_at_2: Estimate | None = None
+    verifier: dict[int, VerifierSummary] | None = None
     kept: int
     sampled: int
     temperature: float
@@ -51,10 +72,63 @@ class FinalSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutSummary:
+    """The process reward model on `steps` that it did not learn from, of which the share `balance` is positive.
+
+    `auc` is None when all of them are of one kind. The others judge a step positive from `threshold` on.
+    """
+
+    steps: int
+    balance: float
+    auc: float | None = None
+    f1: float
+    accuracy_on_erroneous: float
+    accuracy_on_correct: float
+    macro_f1: float
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnotationSummary:
+    """What the step labels cost.
+
+    `mode` is "hard", "soft" or "binary"; `completions` were asked for and `drawn` in all, from prefixes of
+    `prefill_tokens` into `decode_tokens`, in wall-clock `seconds`.
+    """
+
+    mode: str
+    completions: int
+    drawn: int
+    prefill_tokens: int
+    decode_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrmSummary:
+    """The process reward model, which learned from `labels` steps of `responses` to `problems`.
+
+    `head` is "label_tokens", "scalar" or "two_class", `targets` "hard" or "soft"; `balance` is the share of positive
+    steps.
+    """
+
+    model: str
+    head: str
+    targets: str
+    labels: int
+    problems: int
+    responses: int
+    balance: float
+    held_out: HeldOutSummary
+    annotation: AnnotationSummary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """A whole run; `seconds` by stage."""
+    """A whole run; `prm` is None without a process reward model, `seconds` by stage."""
 
     warmup: WarmupSummary | None = None
+    prm: PrmSummary | None = None
     evolve: tuple[IterationSummary, ...] = ()
     final: FinalSummary | None = None
     seconds: dict[str, float] = field(default_factory=dict)

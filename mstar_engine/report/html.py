@@ -22,6 +22,9 @@ from mstar_engine.durable import replace_text
 from mstar_engine.journal import read_events
 from mstar_engine.report.plot import Point, Series, line_plot
 from mstar_engine.report.samples import read_samples
+from mstar_engine.report.steps import BANDS
+from mstar_engine.report.verifier import verifier_table
+from mstar_engine.report.words import kept_responses, lesson, stage_name
 from mstar_engine.summary import IterationSummary, Summary, read_summary
 from mstar_engine.types import Estimate
 from mstar_engine.yaml_text import parse_yaml, write_yaml
@@ -60,10 +63,18 @@ def build_report(run: Path) -> str:
     summary = read_summary(run / "summary.json") if (run / "summary.json").is_file() else Summary()
     events = read_events(run / "journal.jsonl")
     k = mapping["evaluate"]["pass_at_k"]
+    steps = mapping.get("steps", {})  # absent from runs without steps
+    samples = read_samples(run, delimiter=steps.get("delimiter", "\n\n"), max_steps=steps.get("max_steps", 0))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"share": _share, "points": _points, "duration": _duration, "number": _number}
+    environment.filters |= {
+        "share": _share,
+        "points": _points,
+        "duration": _duration,
+        "number": _number,
+        "score": _score,
+    }
     return environment.get_template("report.html.jinja").render(
         css=(_HERE / "report.css").read_text(encoding="utf-8"),
         name=run.resolve().name,
@@ -72,6 +83,7 @@ def build_report(run: Path) -> str:
         config=mapping,
         changed=_changed(mapping),
         config_text=write_yaml(mapping),
+        kept=kept_responses(mapping["select"]),
         summary=summary,
         headlines=_headlines(summary),
         totals=_totals(summary.evolve),
@@ -80,7 +92,12 @@ def build_report(run: Path) -> str:
         kept_plot=_kept_plot(summary.evolve),
         temperature_plot=_temperature_plot(summary.evolve),
         k=k,
-        samples=read_samples(run),
+        lesson=lesson(summary.prm.annotation.mode) if summary.prm else "",
+        verifier=verifier_table(summary),
+        reward_pass=any(point for _, point in _reward_pass(summary)),
+        samples=samples,
+        scored=any(response.steps for problem in samples for response in problem.responses),
+        bands=range(BANDS),
     )
 
 
@@ -104,9 +121,16 @@ def _accuracy_plot(summary: Summary, pass_label: str) -> str:
     passed = [(0, start.pass_at_k)] if start else []
     series = [
         Series(pass_label, "second", _estimates(passed + [(row.iteration, row.pass_at_k) for row in rows])),
+        Series("Reward-Pass@2", "third", _estimates(_reward_pass(summary))),
         Series("greedy", "first", _estimates(greedy + [(row.iteration, row.greedy) for row in rows])),
     ]
-    return line_plot(series, label=f"Greedy accuracy and {pass_label} by iteration", percent=True)
+    names = ", ".join(one.label for one in series if one.points)
+    return line_plot(series, label=f"Accuracy by iteration: {names}", percent=True)
+
+
+def _reward_pass(summary: Summary) -> list[tuple[int, Estimate | None]]:
+    start = [(0, summary.warmup.reward_pass_at_2)] if summary.warmup else []
+    return start + [(row.iteration, row.reward_pass_at_2) for row in summary.evolve]
 
 
 def _kept_plot(rows: Iterable[IterationSummary]) -> str:
@@ -135,7 +159,11 @@ def _totals(rows: tuple[IterationSummary, ...]) -> dict[str, Any]:
 
 def _stages(seconds: dict[str, float]) -> list[dict[str, Any]]:
     longest = max(seconds.values(), default=0.0)
-    return [{"name": name, "seconds": spent, "share": spent / longest} for name, spent in seconds.items() if longest]
+    return [
+        {"name": stage_name(name), "seconds": spent, "share": spent / longest}
+        for name, spent in seconds.items()
+        if longest
+    ]
 
 
 def _changed(mapping: dict[str, Any]) -> dict[str, Any]:
@@ -160,6 +188,10 @@ def _share(value: float) -> str:
 
 def _points(value: float) -> str:
     return f"{100 * value:+.1f}"
+
+
+def _score(value: float) -> str:
+    return f"{value:.2f}"
 
 
 def _number(value: float) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 LEFT, RIGHT, TOP, BOTTOM = 46, 78, 20, 40
+# The widest that a letter of a label becomes, on a narrow screen, where labels are set larger.
+_LETTER = 8.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +40,25 @@ def line_plot(series: Sequence[Series], *, label: str, percent: bool, width: int
     xs = [point.x for one in drawn for point in one.points]
     bounds = [v for one in drawn for p in one.points for v in (p.y, p.low, p.high) if v is not None]
     ticks = _ticks(min(bounds), max(bounds), percent)
+    right = max(RIGHT, 10 + math.ceil(_LETTER * max(len(one.label) for one in drawn)))
     x_low, x_high = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1
     y_low, y_high = ticks[0], ticks[-1]
 
     def at(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + (x - x_low) / (x_high - x_low) * (width - LEFT - RIGHT)
+        across = LEFT + (x - x_low) / (x_high - x_low) * (width - LEFT - right)
         down = height - BOTTOM - (y - y_low) / (y_high - y_low) * (height - TOP - BOTTOM)
         return round(across, 1), round(down, 1)
 
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">']
     for tick in ticks:
         _, y = at(x_low, tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{width - right}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{_show(tick, percent)}</text>')
     for tick in _whole_ticks(x_low, max(xs)):
         x, _ = at(tick, y_low)
         parts.append(f'<text class="tick" x="{x}" y="{height - BOTTOM + 18}" text-anchor="middle">{tick}</text>')
     parts.append(
-        f'<text class="tick" x="{(LEFT + width - RIGHT) / 2}" y="{height - 6}" text-anchor="middle">iteration</text>'
+        f'<text class="tick" x="{(LEFT + width - right) / 2}" y="{height - 6}" text-anchor="middle">iteration</text>'
     )
     for one in drawn:
         parts += _band(one, at)
@@ -65,7 +68,7 @@ def line_plot(series: Sequence[Series], *, label: str, percent: bool, width: int
             x, y = at(p.x, p.y)
             parts.append(f'<circle class="dot {escape(one.css)}" cx="{x}" cy="{y}" r="3">')
             parts.append(f"<title>{escape(_tooltip(one, p, percent))}</title></circle>")
-    for one, y in _apart([(one, at(one.points[-1].x, one.points[-1].y)[1]) for one in drawn]):
+    for one, y in _apart([(one, at(one.points[-1].x, one.points[-1].y)[1]) for one in drawn], height - BOTTOM):
         x, _ = at(one.points[-1].x, y_low)
         parts.append(f'<text class="end {escape(one.css)}" x="{x + 10}" y="{y - 2}">{escape(one.label)}</text>')
         value = _show(one.points[-1].y, percent, exact=True)
@@ -83,12 +86,15 @@ def _band(one: Series, at: Callable[[float, float], tuple[float, float]]) -> lis
     return [f'<polygon class="band {escape(one.css)}" points="{" ".join(f"{x},{y}" for x, y in outline)}"/>']
 
 
-def _apart(labels: list[tuple[Series, float]], gap: float = 34.0) -> list[tuple[Series, float]]:
-    """Labels pushed down until none covers another."""
-    placed: list[tuple[Series, float]] = []
-    for one, y in sorted(labels, key=lambda item: item[1]):
-        placed.append((one, max(y, placed[-1][1] + gap) if placed else y))
-    return placed
+def _apart(labels: list[tuple[Series, float]], floor: float, gap: float = 34.0) -> list[tuple[Series, float]]:
+    """Labels pushed down until none covers another, then up again from below `floor`."""
+    ordered = sorted(labels, key=lambda item: item[1])
+    heights = [y for _, y in ordered]
+    for index in range(1, len(heights)):
+        heights[index] = max(heights[index], heights[index - 1] + gap)
+    for index in reversed(range(len(heights))):
+        heights[index] = min(heights[index], floor - gap * (len(heights) - 1 - index))
+    return [(one, y) for (one, _), y in zip(ordered, heights, strict=True)]
 
 
 def _tooltip(one: Series, p: Point, percent: bool) -> str:

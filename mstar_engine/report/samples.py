@@ -11,23 +11,36 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mstar_engine.report.steps import ShownStep, shown_steps
 from mstar_engine.run_directory import report_image_path
 
-_COLUMNS = ["iteration", "problem_id", "source", "question", "gold", "sample", "text", "answer", "correct", "selected"]
+_OUTCOMES = ["problem_id", "source", "sample", "correct", "selected", "score"]
+_COLUMNS = [*_OUTCOMES, "iteration", "question", "gold", "text", "answer", "step_scores"]
+# A response that scores below this has a step more likely wrong than right.
+_WEAK = 0.5
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True, slots=True)
 class ShownResponse:
-    """A response, and how many samples gave just this text."""
+    """A response, and how many samples gave just this text; `steps` is empty when it is to be shown whole."""
 
     text: str
     answer: str | None
     correct: bool | None
     selected: bool
     times: int
+    score: float | None = None
+    steps: tuple[ShownStep, ...] = ()
+
+    @property
+    def lucky(self) -> bool:
+        """Right and not selected, with a weak step: the answer may be luck."""
+        return self.correct is True and not self.selected and self.score is not None and self.score < _WEAK
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,29 +59,38 @@ class ShownProblem:
     hidden: int
 
 
-def read_samples(run: Path, problems: int = 6, responses: int = 3) -> list[ShownProblem]:
-    """Up to `problems` problems of the newest iteration, those with images and with right and wrong responses first."""
+def read_samples(
+    run: Path, problems: int = 6, responses: int = 3, *, delimiter: str = "\n\n", max_steps: int = 0
+) -> list[ShownProblem]:
+    """Up to `problems` problems of the newest iteration, with at most `responses` (2 or more) of each.
+
+    Those with images come first, then those with right and wrong responses, then those with a lucky one. `delimiter`
+    and `max_steps` are those by which steps were scored.
+    """
     files = sorted((run / "rollouts").glob("iteration_*.parquet"))
     if not files:
         return []
     ids = _choose(run, files[-1], problems)
     rows = pq.read_table(files[-1], columns=_COLUMNS, filters=[("problem_id", "in", ids)]).to_pylist() if ids else []
-    return [_shown(run, [row for row in rows if row["problem_id"] == name], responses) for name in ids]
+    groups = [[row for row in rows if row["problem_id"] == name] for name in ids]
+    return [_shown(run, group, _distinct(group, delimiter, max_steps), responses) for group in groups]
 
 
 def _choose(run: Path, file: Path, wanted: int) -> list[str]:
     """The ids of the problems to show: the best of each source, then the second of each, until there are enough."""
-    outcomes = pq.read_table(file, columns=["problem_id", "source", "sample", "correct"])
+    outcomes = pq.read_table(file, columns=_OUTCOMES)
+    sums = [("sample", "count"), ("correct", "sum"), ("lucky", "max")]
     totals = (
-        outcomes.group_by(["problem_id", "source"]).aggregate([("sample", "count"), ("correct", "sum")]).to_pylist()
+        outcomes.append_column("lucky", _lucky(outcomes)).group_by(["problem_id", "source"]).aggregate(sums).to_pylist()
     )
     images = {path.name for path in (run / "report_images").glob("*.png")}
 
-    def interest(row: dict) -> tuple[bool, int, bytes]:
+    def interest(row: dict) -> tuple[bool, int, bool, bytes]:
         right = row["correct_sum"] or 0
         outcome = 0 if 0 < right < row["sample_count"] else 1 if right else 2
         name = row["problem_id"]
-        return (report_image_path(run, name).name not in images, outcome, hashlib.sha256(name.encode()).digest())
+        bare = report_image_path(run, name).name not in images
+        return (bare, outcome, not row["lucky_max"], hashlib.sha256(name.encode()).digest())
 
     turns: dict[str, int] = {}
     keyed = []
@@ -78,7 +100,14 @@ def _choose(run: Path, file: Path, wanted: int) -> list[str]:
     return [name for _, _, name in sorted(keyed)[:wanted]]
 
 
-def _shown(run: Path, rows: list[dict], limit: int) -> ShownProblem:
+def _lucky(outcomes: pa.Table) -> pa.ChunkedArray:
+    """`ShownResponse.lucky` of each row."""
+    passed_over = pc.and_(outcomes["correct"], pc.invert(outcomes["selected"]))
+    return pc.fill_null(pc.and_(passed_over, pc.less(outcomes["score"], _WEAK)), False)
+
+
+def _distinct(rows: list[dict], delimiter: str, max_steps: int) -> list[ShownResponse]:
+    """The different responses: selected first, then right, then wrong; of each, the commonest first."""
     texts: dict[str, list[dict]] = {}
     for row in sorted(rows, key=lambda row: row["sample"]):
         texts.setdefault(row["text"], []).append(row)
@@ -89,15 +118,23 @@ def _shown(run: Path, rows: list[dict], limit: int) -> ShownProblem:
             correct=same[0]["correct"],
             selected=any(row["selected"] for row in same),
             times=len(same),
+            score=same[0]["score"],
+            steps=shown_steps(text, same[0]["step_scores"], delimiter, max_steps),
         )
         for text, same in texts.items()
     ]
-    # Selected first, then right, then wrong; the last place is the commonest wrong one's, so that both sides are seen.
-    distinct.sort(key=lambda r: (not r.selected, r.correct is not True, -r.times))
-    wrong = next((r for r in distinct if r.correct is False), None)
-    shown = distinct[:limit]
-    if wrong is not None and wrong not in shown:
-        shown[-1] = wrong
+    return sorted(distinct, key=lambda r: (not r.selected, r.correct is not True, -r.times))
+
+
+def _shown(run: Path, rows: list[dict], distinct: list[ShownResponse], limit: int) -> ShownProblem:
+    # The first, the luckiest and the commonest wrong one have their places, so that all sides are seen.
+    places = [
+        distinct[0],
+        min((r for r in distinct if r.lucky), key=lambda r: r.score, default=None),
+        next((r for r in distinct if r.correct is False), None),
+    ]
+    order = [distinct.index(r) for r in places if r is not None] + list(range(len(distinct)))
+    shown = [distinct[index] for index in sorted(list(dict.fromkeys(order))[:limit])]
     first = rows[0]
     return ShownProblem(
         id=first["problem_id"],

@@ -1,5 +1,7 @@
 """The report: self-contained, escaped, honest on unfinished runs, and real in a browser."""
 
+import html
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -7,20 +9,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
+from runs import write_run
 
 from mstar_engine.config_parse import load_config
 from mstar_engine.evolve.dynamics import wilson
 from mstar_engine.report.html import build_report, write_report
 from mstar_engine.report.samples import read_samples
-from mstar_engine.reward.answers import judge
-from mstar_engine.reward.select import select
 from mstar_engine.run_directory import RunDirectory
-from mstar_engine.summary import FinalSummary, IterationSummary, Summary, WarmupSummary
-from mstar_engine.types import Group, Problem, Response
-
-HOSTILE = (
-    """<script>document.title="owned"</script><img src="https://example.com/x.png" onerror="alert(1)">'"&{{ 7 * 7 }}"""
-)
+from mstar_engine.summary import Summary, WarmupSummary
 
 
 class Page(HTMLParser):
@@ -35,55 +31,10 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
-def make_group(name: str, answers: list[str], question: str = "How many?", source: str = "counting") -> Group:
-    none = np.zeros(2, np.float32)
-    responses = tuple(
-        Response(
-            sample=sample,
-            token_ids=none.astype(np.int32),
-            text=f"Look: {answer}\n\n# Answer\n{answer}",
-            logprobs=none,
-            scaled_logprobs=none,
-            filtered_logprobs=none,
-            entropy=none,
-            finish_reason="stop",
-            temperature=1.0,
-        )
-        for sample, answer in enumerate(answers)
-    )
-    problem = Problem(id=name, question=question, gold="12", source=source)
-    return select(judge(Group(problem=problem, responses=responses, prompt_length=1)), "all")
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A finished run of two iterations, with hostile text wherever data can put it."""
-    path = tmp_path / "digits <b>&"
-    with RunDirectory.create_or_resume(
-        load_config(None, [f"output_dir={path}", "model.model_name_or_path=<i>x"])
-    ) as directory:
-        directory.journal.append("start")
-        for iteration in (1, 2):
-            with directory.rollout_writer(iteration) as writer:
-                writer.write(make_group("all-right", ["12", "12"]))
-                writer.write(make_group("mixed", ["12", "13", "13", HOSTILE], question=HOSTILE, source=HOSTILE))
-                writer.write(make_group(f"{HOSTILE}/../id", ["13"]))
-                writer.finish()
-        directory.write_report_image("mixed", Image.new("L", (8, 8), 128))
-        (path / "report_images" / "all-right.png").write_bytes(b"<svg onload=alert(1)>")
-        row = {"kept": 2, "sampled": 7, "temperature": 1.0, "seconds": 1.0}
-        rows = [
-            IterationSummary(iteration=i, greedy=wilson(60 + i, 100), pass_at_k=wilson(80, 100), **row) for i in (1, 2)
-        ]
-        directory.write_summary(
-            Summary(
-                warmup=WarmupSummary(greedy=wilson(40, 100), ood_greedy=wilson(20, 100)),
-                evolve=tuple(rows),
-                final=FinalSummary(greedy=wilson(67, 100), ood_greedy=wilson(25, 100)),
-                seconds={"evolve": 2.0, HOSTILE: 70.0},
-            )
-        )
-    return path
+@pytest.fixture(params=[False, True], ids=["plain", "prm"])
+def run(request, tmp_path):
+    """A finished run, without and with a process reward model."""
+    return write_run(tmp_path / "digits <b>&", prm=request.param)
 
 
 def test_the_page_is_self_contained_and_escaped(run):
@@ -149,20 +100,44 @@ def test_no_run_directory(tmp_path):
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+def in_browser(folder, address: str, width: int, *switches: str) -> str:
+    """What the browser says of the page at `address`."""
+    always = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    command = [CHROMIUM, *always.split(), "--disable-component-update", "--disable-sync", *switches]
+    command += [f"--user-data-dir={folder / 'profile'}", f"--window-size={width},2000", address]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: the report is not opened in a browser")
 @pytest.mark.parametrize("width", [500, 1200])
 def test_in_a_browser(run, tmp_path, width):
     path, picture = write_report(run), tmp_path / "page.png"
-    switches = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    command = [CHROMIUM, *switches.split(), "--disable-component-update", "--disable-sync"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2000", path.as_uri()]
-    page = subprocess.run([*command, "--dump-dom"], capture_output=True, text=True, timeout=120, check=True).stdout
+    page = in_browser(tmp_path, path.as_uri(), width, "--dump-dom")
     assert "<title>digits &lt;b&gt;&amp; - mstar_engine</title>" in page and 'title="owned"' in page
     assert page.count("<svg") == 3
-    subprocess.run([*command, f"--screenshot={picture}"], capture_output=True, timeout=120, check=True)
+    in_browser(tmp_path, path.as_uri(), width, f"--screenshot={picture}")
     pixels = np.asarray(Image.open(picture).convert("RGB"))
     # A page that drew nothing has one colour; this one has cards, lines and text all the way down.
     assert pixels.shape[1] == width
     for part in np.array_split(pixels, 5)[:4]:
         assert len(np.unique(part.reshape(-1, 3), axis=0)) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: the report is not opened in a browser")
+def test_nothing_is_wider_than_a_telephone(tmp_path):
+    # A window has a least width, a frame has none; the frame's page runs no script, the one around it looks inside.
+    wide = (
+        """[...d.querySelectorAll("main *")].filter(e => e.getBoundingClientRect().right > 401).map(e => e.outerHTML)"""
+    )
+    inside = html.escape(build_report(write_run(tmp_path / "run", prm=True)))
+    (tmp_path / "frame.html").write_text(
+        f"""<iframe style="width:400px;height:900px;border:0" srcdoc="{inside}"></iframe><p id="said"></p><script>
+        onload = () => {{ const d = document.querySelector("iframe").contentDocument;
+        document.querySelector("#said").textContent =
+        `over ${{d.documentElement.scrollWidth - d.documentElement.clientWidth}}, ` +
+        `too wide: ${{{wide}.slice(0, 3)}}.` }}</script>"""
+    )
+    page = in_browser(tmp_path, (tmp_path / "frame.html").as_uri(), 600, "--dump-dom")
+    assert re.search(r'<p id="said">(.*?)</p>', page, re.DOTALL).group(1) == "over 0, too wide: ."

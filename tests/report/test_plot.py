@@ -1,5 +1,6 @@
 """Plots: well-formed SVG whose every mark lies inside its frame."""
 
+import itertools
 import xml.etree.ElementTree as ElementTree
 
 from hypothesis import given, settings
@@ -39,3 +40,20 @@ def test_labels_are_escaped_and_emptiness_is_said():
     ElementTree.fromstring(svg)
     assert "<script>" not in svg and "<b>" not in svg
     assert "Nothing measured yet" in line_plot([Series("a", "first", [])], label="x", percent=True)
+
+
+@given(st.lists(POINTS, min_size=2, max_size=4))
+@settings(deadline=None)
+def test_no_end_label_covers_another_or_leaves_the_frame(lines):
+    names = ["Pass@8", "Reward-Pass@2", "greedy", "W" * 13]
+    series = [Series(name, "first", points) for name, points in zip(names, lines, strict=False)]
+    root = ElementTree.fromstring(line_plot(series, label="x", percent=True))
+    ends = [
+        (float(text.get("x")), float(text.get("y")), text.text)
+        for text in root.iter("text")
+        if "end" in text.get("class")
+    ]
+    heights = sorted(y for _, y, _ in ends)
+    assert all(below - above >= 14.9 for above, below in itertools.pairwise(heights))
+    # 8.8 units a letter hold the widest font that report.css sets on labels.
+    assert all(0 <= y <= 280 and x + 8.8 * len(words) <= 720 for x, y, words in ends)
