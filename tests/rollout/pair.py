@@ -127,6 +127,10 @@ class Pair:
         assert self.nodes() == wanted["nodes"]
         self.seen["dropped prompt"] += kind == PREFILL and plan.num_rows == 0
         self.seen["preempting step"] += wanted["preempted"] > 0
+        held = {hold.handle for hold in self.oracle.holds()}
+        self.seen["stems"] += bool(held & set(wanted["row_groups"]))
+        above = [sum(begin <= r < end for begin, end, *_ in wanted["nodes"]) for r in range(plan.num_rows)]
+        self.seen["deep tree"] += max(above, default=0) > 3
 
     def nodes(self) -> list[tuple]:
         """The plan's nodes in the oracle's form."""
@@ -188,6 +192,10 @@ class Pair:
 
     def rollback(self) -> None:
         """Undo in both."""
+        held = {hold.handle for hold in self.oracle.holds()}
+        self.seen["rollback of stems"] += bool(held & set(self.oracle.plan["row_groups"]))
+        forks = {group.handle for group, row in self.oracle.rows_in("running") if group.root and not row.tokens}
+        self.seen["rollback of forks"] += bool(forks & set(self.oracle.plan["row_groups"]))
         self.ours.rollback()
         self.oracle.rollback()
         self.seen["rollback"] += 1
