@@ -200,10 +200,11 @@ mstar::Policy policy_from(const std::string& name) {
 SchedulerView make_scheduler(std::int32_t num_blocks, std::int32_t block_size, std::int32_t max_rows,
                              std::int32_t max_prefill_tokens, std::int32_t max_sequence_length,
                              std::vector<std::int32_t> stop_ids, const std::string& policy, double watermark,
-                             std::int32_t record_width, std::int32_t admit_rows) {
+                             std::int32_t record_width, std::int32_t admit_rows, std::int32_t max_held_nodes) {
   auto core = std::make_shared<mstar::Scheduler>(
       mstar::SchedulerOptions{num_blocks, block_size, max_rows, max_prefill_tokens, max_sequence_length,
-                              std::move(stop_ids), policy_from(policy), watermark, record_width, admit_rows});
+                              std::move(stop_ids), policy_from(policy), watermark, record_width, admit_rows,
+                              max_held_nodes});
   PlanView plan{core, {}};
   mstar::Plan& arrays = core->plan();
 #define MSTAR_VIEW(name) plan.arrays[#name] = view_of(core, arrays.name)
@@ -270,6 +271,7 @@ py::dict stats_of(const mstar::SchedulerStats& stats) {
   result["waiting"] = stats.waiting;
   result["running"] = stats.running;
   result["preempted"] = stats.preempted;
+  result["held"] = stats.held;
   return result;
 }
 
@@ -299,7 +301,7 @@ num_copies; token_begin by num_groups + 1). The views stay valid as long as they
       .def(py::init(&make_scheduler), py::arg("num_blocks"), py::arg("block_size"), py::arg("max_rows"),
            py::arg("max_prefill_tokens"), py::arg("max_sequence_length"), py::arg("stop_ids"),
            py::arg("policy") = "auto", py::arg("watermark") = 0.05, py::arg("record_width") = 4,
-           py::arg("admit_rows") = 1)
+           py::arg("admit_rows") = 1, py::arg("max_held_nodes") = 0)
       .def(
           "submit",
           [](SchedulerView& self, std::int32_t prompt_length, std::int32_t max_tokens, std::uint64_t seed,
@@ -312,6 +314,42 @@ num_copies; token_begin by num_groups + 1). The views stay valid as long as they
           py::arg("prompt_length"), py::arg("max_tokens"), py::arg("seed"), py::arg("problem"), py::arg("samples"),
           py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
           "Queue a group of len(samples) rows below one prompt; its handle. ValueError when it can never run.")
+      .def(
+          "hold",
+          [](SchedulerView& self, std::int32_t prompt_length, const std::vector<Ints>& stems,
+             std::vector<std::vector<std::int32_t>> offsets, std::int32_t fork_rows, std::int32_t max_tokens) {
+            mstar::HoldRequest request{prompt_length, {}, {}, std::move(offsets), fork_rows, max_tokens};
+            for (const Ints& stem : stems) {
+              const std::vector<std::int32_t> tokens = to_vector("a stem", stem);
+              request.lengths.push_back(static_cast<std::int32_t>(tokens.size()));
+              request.tokens.insert(request.tokens.end(), tokens.begin(), tokens.end());
+            }
+            return self.core->hold(std::move(request));
+          },
+          py::arg("prompt_length"), py::arg("stems"), py::arg("offsets"), py::arg("fork_rows"), py::arg("max_tokens"),
+          R"(Queue a prompt and stems, given token ids int32 [length], that are computed once and stay; the handle.
+offsets: for each stem, ascending, how many of its tokens may precede a fork. fork_rows: forked rows alive at one time,
+at most. max_tokens: of a forked row, at most. ValueError when it can never be held.)")
+      .def("ready", [](SchedulerView& self) { return self.core->ready(); },
+           "Handles of the holds whose stems have all become resident since the last call.")
+      .def(
+          "fork",
+          [](SchedulerView& self, std::int32_t hold, std::int32_t stem, std::int32_t offset, std::int32_t max_tokens,
+             std::uint64_t seed, std::uint64_t problem, const Ints& samples, const Floats& temperature,
+             const Ints& top_k, const Floats& top_p, const Floats& min_p) {
+            return self.core->fork(hold, stem, offset,
+                                   {0, max_tokens, seed, problem, to_vector("samples", samples),
+                                    to_vector("temperature", temperature), to_vector("top_k", top_k),
+                                    to_vector("top_p", top_p), to_vector("min_p", min_p)});
+          },
+          py::arg("hold"), py::arg("stem"), py::arg("offset"), py::arg("max_tokens"), py::arg("seed"),
+          py::arg("problem"), py::arg("samples"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
+          py::arg("min_p"),
+          R"(Start a group of len(samples) rows after the first `offset` tokens of a stem of a ready hold; its handle. The
+plan's position of its rows counts from `offset`. ValueError when it is beyond what the hold declared, RuntimeError
+while a plan is outstanding.)")
+      .def("release", [](SchedulerView& self, std::int32_t hold) { self.core->release(hold); }, py::arg("hold"),
+           "Give the stems back; the handle is forgotten. ValueError while a forked row is alive.")
       .def(
           "next_plan",
           [](SchedulerView& self) {
@@ -335,7 +373,8 @@ num_copies; token_begin by num_groups + 1). The views stay valid as long as they
       .def("rollback", [](SchedulerView& self) { self.core->rollback(); },
            "The step failed: undo its plan. The next plan is the same one.")
       .def("abort", [](SchedulerView& self, std::int32_t group) { self.core->abort(group); }, py::arg("group"),
-           "End a group; its rows keep what they drew. During a step it takes effect when the step ends.")
+           R"(End a group; its rows keep what they drew. A hold's forks end, and it is released. During a step it takes effect
+when the step ends.)")
       .def("finished", [](SchedulerView& self) { return self.core->finished(); },
            "Handles of the groups that ended since the last call.")
       .def(
@@ -348,7 +387,8 @@ num_copies; token_begin by num_groups + 1). The views stay valid as long as they
 records float32 [sum of lengths, record_width], reasons int32 [n] (0 stop, 1 length, 2 abort).)")
       .def("has_work", [](const SchedulerView& self) { return self.core->has_work(); })
       .def("stats", [](const SchedulerView& self) { return stats_of(self.core->stats()); },
-           "Totals of committed steps; free_blocks, used_blocks, waiting (groups), running and preempted (rows) now.")
+           R"(Totals of committed steps; free_blocks, used_blocks, waiting (groups), running and preempted (rows), held (stems
+of ready holds) now.)")
       .def("audit", [](const SchedulerView& self) { self.core->audit(); },
            "RuntimeError when an invariant is broken. For tests.");
 }

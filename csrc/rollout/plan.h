@@ -12,12 +12,12 @@ namespace mstar {
 enum class PlanKind : std::int32_t { idle = 0, prefill = 1, extend = 2, decode = 3 };
 
 struct Plan {
-  Plan(std::int32_t max_rows, std::int32_t max_tokens)
+  Plan(std::int32_t max_rows, std::int32_t max_tokens, std::int32_t max_nodes)
       : row_ids(max_rows), row_groups(max_rows), logit_rows(max_rows), sample(max_rows), position(max_rows),
         top_k(max_rows), seed(max_rows), problem(max_rows), temperature(max_rows), top_p(max_rows), min_p(max_rows),
         token_ids(max_tokens), positions(max_tokens), slots(max_tokens),
-        node_row_begin(2 * max_rows), node_row_end(2 * max_rows), node_table(2 * max_rows),
-        node_length(2 * max_rows), node_start(2 * max_rows),
+        node_row_begin(max_nodes), node_row_end(max_nodes), node_table(max_nodes), node_length(max_nodes),
+        node_start(max_nodes),
         copy_src(max_rows), copy_dst(max_rows), group_ids(max_rows), token_begin(max_rows + 1) {}
 
   void reset(PlanKind new_kind) {

@@ -23,10 +23,11 @@ NodeId PrefixTree::open(NodeId parent, std::int32_t start) {
   return id;
 }
 
-NodeId PrefixTree::fork(NodeId leaf) {
-  const NodeId twin = open(nodes_[leaf].parent, nodes_[leaf].start);
-  for (const BlockRef& block : nodes_[leaf].blocks) {
-    entry(twin, num_blocks(twin)) = block.id();
+NodeId PrefixTree::fork(NodeId node, std::int32_t num_blocks) {
+  const NodeId twin = open(nodes_[node].parent, nodes_[node].start);
+  for (std::int32_t j = 0; j < num_blocks; ++j) {
+    const BlockRef& block = nodes_[node].blocks[j];
+    entry(twin, j) = block.id();
     nodes_[twin].blocks.push_back(block.share());
   }
   return twin;

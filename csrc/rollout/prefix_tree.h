@@ -36,7 +36,9 @@ class PrefixTree {
   // block size. It has no block yet.
   NodeId open(NodeId parent, std::int32_t start);
   // A sibling of the leaf which refers to the same blocks. Whoever writes one of them first makes it private.
-  NodeId fork(NodeId leaf);
+  NodeId fork(NodeId leaf) { return fork(leaf, num_blocks(leaf)); }
+  // The same of any node's first `num_blocks` blocks only.
+  NodeId fork(NodeId node, std::int32_t num_blocks);
   // The first `num_blocks` blocks of the leaf become a new node between it and its parent, so that leaves forked
   // from it share them as a node. The blocks must be full.
   NodeId split(NodeId leaf, std::int32_t num_blocks);

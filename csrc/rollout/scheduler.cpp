@@ -7,13 +7,10 @@
 #include <stdexcept>
 #include <utility>
 
+#include "rollout/refusal.h"
+
 namespace mstar {
 namespace {
-
-template <typename T>
-[[noreturn]] void refuse(const char* key, T given, const std::string& allowed) {
-  throw std::invalid_argument(std::string(key) + "=" + std::to_string(given) + "; allowed: " + allowed);
-}
 
 std::int32_t ceil_div(std::int64_t a, std::int32_t b) { return static_cast<std::int32_t>((a + b - 1) / b); }
 
@@ -33,6 +30,8 @@ SchedulerOptions checked(SchedulerOptions options) {
   if (std::int64_t{options.num_blocks} * options.block_size > std::numeric_limits<std::int32_t>::max())
     refuse("num_blocks", options.num_blocks, "num_blocks * block_size below 2**31, the range of a slot");
   if (options.max_rows > (1 << 20)) refuse("max_rows", options.max_rows, "at most 2**20");
+  if (options.max_held_nodes < 0 || options.max_held_nodes > (1 << 20))
+    refuse("max_held_nodes", options.max_held_nodes, "0 to 2**20");
   return options;
 }
 
@@ -43,15 +42,16 @@ Scheduler::Scheduler(SchedulerOptions options)
       policy_(options_.policy),
       reserve_(static_cast<std::int32_t>(std::ceil(options_.watermark * options_.num_blocks))),
       pool_(options_.num_blocks),
-      tree_(pool_, options_.block_size, 2 * options_.max_rows,
+      tree_(pool_, options_.block_size, 2 * options_.max_rows + options_.max_held_nodes,
             ceil_div(options_.max_sequence_length, options_.block_size)),
       plan_(options_.max_rows,
-            std::max({options_.max_rows, options_.max_prefill_tokens, options_.max_sequence_length})),
+            std::max({options_.max_rows, options_.max_prefill_tokens, options_.max_sequence_length}),
+            tree_.max_nodes()),
       log_tokens_(static_cast<std::size_t>(kLogSteps) * options_.max_rows),
       log_records_(log_tokens_.size() * options_.record_width),
       room_(options_.max_rows),
       crossing_(options_.max_rows),
-      node_index_(2 * options_.max_rows, -1) {}
+      node_index_(tree_.max_nodes(), -1) {}
 
 void Scheduler::validate(const GroupRequest& request) const {
   const auto n = static_cast<std::int32_t>(request.samples.size());
@@ -78,20 +78,16 @@ void Scheduler::validate(const GroupRequest& request) const {
 
 std::int32_t Scheduler::submit(GroupRequest request) {
   validate(request);
-  auto group = std::make_unique<Group>();
   const std::int32_t size = options_.block_size;
   const auto n = static_cast<std::int32_t>(request.samples.size());
-  group->full_blocks = request.prompt_length / size;
-  group->tail_tokens = request.prompt_length % size;
+  const std::int32_t full_blocks = request.prompt_length / size;
+  const std::int32_t tail_tokens = request.prompt_length % size;
   // The last token drawn is never fed, so it needs no place; a single token needs none but the prompt's.
-  if (request.max_tokens == 1) {
-    group->shared_worst = group->prompt_blocks();
-  } else {
-    group->shared_worst = group->full_blocks;
-    group->row_worst = ceil_div(std::int64_t{group->tail_tokens} + request.max_tokens - 1, size);
-  }
-  const std::int64_t worst = group->shared_worst + std::int64_t{n} * group->row_worst;
-  const std::int32_t one_row = group->shared_worst + group->row_worst;
+  const bool single = request.max_tokens == 1;
+  const std::int32_t shared_worst = full_blocks + (single && tail_tokens > 0);
+  const std::int32_t row_worst = single ? 0 : ceil_div(std::int64_t{tail_tokens} + request.max_tokens - 1, size);
+  const std::int64_t worst = shared_worst + std::int64_t{n} * row_worst;
+  const std::int32_t one_row = shared_worst + row_worst;
   const std::string available = "at most num_blocks=" + std::to_string(options_.num_blocks) + "; ";
   if (one_row > options_.num_blocks)
     refuse("blocks of one row at its longest", one_row,
@@ -99,20 +95,33 @@ std::int32_t Scheduler::submit(GroupRequest request) {
   if (policy_ == Policy::no_evict && worst > options_.num_blocks)
     refuse("blocks of the group at its longest", worst,
            available + "lower n or max_tokens, raise num_blocks, or choose policy watermark");
-  if (policy_ == Policy::automatic && worst > options_.num_blocks) policy_ = Policy::watermark;
+  if (policy_ == Policy::automatic && worst > options_.num_blocks) {
+    if (holds_ > 0)
+      refuse("blocks of the group at its longest", worst,
+             available + "lower n or max_tokens, raise num_blocks, or release the held groups, which are not evicted");
+    policy_ = Policy::watermark;
+  }
 
+  Group& group = add(std::move(request));
+  group.full_blocks = full_blocks;
+  group.tail_tokens = tail_tokens;
+  group.shared_worst = shared_worst;
+  group.row_worst = row_worst;
+  waiting_.push_back(&group);
+  return group.handle;
+}
+
+Group& Scheduler::add(GroupRequest request) {
+  auto group = std::make_unique<Group>();
   group->handle = next_handle_++;
+  group->rows.resize(request.samples.size());
   group->request = std::move(request);
-  group->rows.resize(n);
-  for (std::int32_t i = 0; i < n; ++i) {
+  for (std::int32_t i = 0; i < group->num_rows(); ++i) {
     group->rows[i].group = group.get();
     group->rows[i].id = next_row_id_++;
     group->rows[i].index = i;
   }
-  waiting_.push_back(group.get());
-  const std::int32_t handle = group->handle;
-  groups_.emplace(handle, std::move(group));
-  return handle;
+  return *(groups_[group->handle] = std::move(group));
 }
 
 void Scheduler::commit(const std::int32_t* tokens, std::int64_t count, const float* records,
@@ -152,6 +161,7 @@ void Scheduler::commit(const std::int32_t* tokens, std::int64_t count, const flo
     std::copy_n(tokens, count, plan_.token_ids.data());  // what the next decode step feeds
     if (may_end) finish_drawn(0);
   }
+  if (!growing_.empty()) settle_holds();
   apply_aborts();
 }
 
@@ -204,8 +214,16 @@ void Scheduler::finish(Row& row, Reason reason) {
   row.state = RowState::done;
   row.reason = reason;
   if (group.admitted) worst_running_ -= group.row_worst;
+  if (group.root != nullptr) {
+    --group.root->hold->alive_rows;
+    ++reserved_places_;
+  }
   if (++group.done_rows < group.num_rows()) return;
   if (group.admitted) worst_running_ -= group.shared_worst;
+  if (group.root != nullptr) {
+    std::erase(group.root->hold->forks, &group);
+    group.root = nullptr;
+  }
   finished_.push_back(group.handle);
 }
 
@@ -222,7 +240,7 @@ void Scheduler::close_leaf(Row& row, std::vector<ClosedNode>* closed) {
 
 void Scheduler::abort(std::int32_t handle) {
   const auto found = groups_.find(handle);
-  if (found == groups_.end()) refuse("group", handle, "a handle of submit that was not taken");
+  if (found == groups_.end()) refuse("group", handle, "a handle that was neither taken nor released");
   if (outstanding_)
     aborts_.push_back(handle);
   else
@@ -230,6 +248,7 @@ void Scheduler::abort(std::int32_t handle) {
 }
 
 void Scheduler::abort_now(Group& group) {
+  if (group.hold != nullptr) return release_now(group);
   if (group.done_rows == group.num_rows()) return;
   write_log();
   for (Row& row : group.rows)
@@ -265,6 +284,7 @@ SchedulerStats Scheduler::stats() const {
   stats.waiting = static_cast<std::int32_t>(waiting_.size());
   stats.running = static_cast<std::int32_t>(running_.size());
   stats.preempted = static_cast<std::int32_t>(preempted_.size());
+  stats.held = held_stems_;
   return stats;
 }
 
@@ -273,7 +293,7 @@ void Scheduler::audit() const {
   const auto require = [](bool holds, const char* what) {
     if (!holds) throw std::logic_error(std::string("Scheduler: ") + what);
   };
-  std::int32_t leaves = 0;
+  std::int32_t leaves = 0, holds = 0, admitted_holds = 0, held_nodes = 0, places = 0;
   std::int64_t worst = 0;
   for (const auto& [handle, group] : groups_) {
     std::int32_t open = 0, done = 0;
@@ -287,14 +307,22 @@ void Scheduler::audit() const {
     if (group->admitted && done < group->num_rows())
       worst += group->shared_worst + std::int64_t{group->num_rows() - done} * group->row_worst;
     leaves += open + (open > 0 && group->full_blocks > 0);
+    if (group->root != nullptr) places -= group->num_rows() - done;
+    if (group->hold == nullptr) continue;
+    leaves += group->hold->inner_nodes;
+    ++holds;
+    admitted_holds += group->admitted;
+    held_nodes += group->admitted ? group->hold->worst_nodes : 0;
+    places += group->admitted ? group->hold->fork_rows : 0;
+    require(1 + open + group->hold->inner_nodes <= group->hold->worst_nodes, "a held group has too many nodes");
   }
+  require(holds == holds_ && held_nodes == held_nodes_ && places == reserved_places_, "the count of holds is wrong");
   require(leaves == tree_.open_nodes(), "a node has no owner");
   require(worst == worst_running_, "the worst case of what runs is wrong");
-  require(has_work() || pool_.free_count() == pool_.size(), "idle, yet blocks are held");
-  const auto older = [](const Row* a, const Row* b) { return a->id < b->id; };
-  require(std::is_sorted(running_.begin(), running_.end(), older), "running rows are not in order of age");
-  require(std::is_sorted(preempted_.begin(), preempted_.end(), older), "preempted rows are not in order of age");
-  require(running_.empty() || preempted_.empty() || older(running_.back(), preempted_.front()),
+  require(has_work() || admitted_holds > 0 || pool_.free_count() == pool_.size(), "idle, yet blocks are held");
+  require(std::is_sorted(running_.begin(), running_.end(), runs_before), "running rows are not in order of age");
+  require(std::is_sorted(preempted_.begin(), preempted_.end(), runs_before), "preempted rows are not in order of age");
+  require(running_.empty() || preempted_.empty() || runs_before(running_.back(), preempted_.front()),
           "a preempted row is older than a running one");
 }
 

@@ -8,6 +8,10 @@
 // The policy no_evict admits a group only when the worst case of all running rows fits, so nothing is ever preempted.
 // The policy watermark admits while a reserve stays free and preempts when a decode step lacks blocks. A preempted row
 // keeps its tokens: its cache is recomputed (extend), what was drawn never changes.
+//
+// Held stems: hold -> ready -> (fork -> finished -> take)* -> release. A held group is admitted like others, but its rows
+// are given: their tokens are computed once (extend) and stay. Forked groups continue a stem after one of the declared
+// offsets; they run at once, in what the hold has reserved. Nothing is preempted where stems are held.
 #pragma once
 
 #include <cstdint>
@@ -39,6 +43,8 @@ struct SchedulerOptions {
   // Row places that must be free before anything is admitted while rows run: a prefill of several groups costs little
   // more than that of one. 1 admits at the first chance.
   std::int32_t admit_rows = 1;
+  // Nodes of the tree for held groups: each needs one, and one for each stem and for each offset.
+  std::int32_t max_held_nodes = 0;
 };
 
 // Totals of committed steps, and the state of the moment.
@@ -48,6 +54,7 @@ struct SchedulerStats {
   std::int32_t free_blocks = 0, used_blocks = 0;
   std::int32_t waiting = 0;             // groups
   std::int32_t running = 0, preempted = 0;  // rows
+  std::int32_t held = 0;                    // stems that can be forked
 };
 
 class Scheduler {
@@ -57,6 +64,18 @@ class Scheduler {
 
   // Queues a group; its handle. Throws std::invalid_argument when it is malformed or can never run.
   std::int32_t submit(GroupRequest request);
+
+  // Queues a held group; its handle. Throws std::invalid_argument when it is malformed or can never be held.
+  std::int32_t hold(HoldRequest request);
+  // Held groups whose stems have all become resident since the last call.
+  std::vector<std::int32_t> ready();
+  // Starts a group below the first `offset` tokens of a stem; its handle. Its prompt_length is not read. Throws
+  // std::invalid_argument when the hold is not ready or the group is beyond what it declared, std::logic_error while a
+  // plan is outstanding.
+  std::int32_t fork(std::int32_t handle, std::int32_t stem, std::int32_t offset, GroupRequest request);
+  // Gives the stems back; the handle is forgotten. Throws std::invalid_argument while a forked row is alive,
+  // std::logic_error while a plan is outstanding.
+  void release(std::int32_t handle);
 
   // Plans a step. Throws std::logic_error while a plan is outstanding. An idle plan is not outstanding.
   PlanKind next_plan();
@@ -70,13 +89,18 @@ class Scheduler {
   void rollback();
 
   // Ends a group; its rows keep what they drew. During a step it takes effect when the step ends. A finished group
-  // is left as it is. Throws std::invalid_argument for an unknown handle.
+  // is left as it is; a held group's forks end with it, and it is released. Throws std::invalid_argument for an unknown
+  // handle.
   void abort(std::int32_t handle);
   // Groups that ended since the last call.
   std::vector<std::int32_t> finished();
   // The rows of an ended group, which is forgotten. Throws std::invalid_argument when it has not ended.
   std::unique_ptr<Group> take(std::int32_t handle);
-  bool has_work() const { return !waiting_.empty() || !running_.empty() || !preempted_.empty(); }
+  // Whether anything waits or runs. Stems that are ready and not forked are no work; but a group may wait for their
+  // release, and the plan is idle then.
+  bool has_work() const {
+    return !waiting_.empty() || !running_.empty() || !preempted_.empty() || !growing_.empty();
+  }
   SchedulerStats stats() const;
   const SchedulerOptions& options() const { return options_; }
 
@@ -100,6 +124,7 @@ class Scheduler {
 
   // scheduler.cpp: the life of groups
   void validate(const GroupRequest& request) const;
+  Group& add(GroupRequest request);
   void log(const std::int32_t* tokens, const float* records, std::int32_t count);
   void write_log();
   void finish(Row& row, Reason reason);
@@ -111,6 +136,15 @@ class Scheduler {
   void close_leaf(Row& row, std::vector<ClosedNode>* closed = nullptr);
   bool is_no_evict() const { return policy_ != Policy::watermark; }
 
+  // hold.cpp: stems and forks
+  void validate(const HoldRequest& request) const;
+  Group& held(std::int32_t handle) const;
+  bool plan_stems();
+  void compute(Row& stem);
+  void settle_holds();
+  void split(Group& group);
+  void release_now(Group& group);
+
   // step.cpp: planning
   bool plan_resume();
   bool plan_prompt_again(Row& row);
@@ -119,14 +153,20 @@ class Scheduler {
   bool plan_admission();
   bool may_admit(const Group& group) const;
   void admit(Group& group);
-  void write_prompt(const Group& group);
+  void open_prompt(Group& group);
   bool plan_decode();
   bool advance();
   void make_room();
   void preempt_youngest();
   void place(Row& row);
+  void make_private(NodeId leaf, std::int32_t index);
+
+  // layout.cpp: the arrays of a plan
+  std::int32_t leaf_blocks(const Row& row) const;
+  void write_prompt(const Group& group);
+  void write_run(const Row& row);
   void write_row(std::int32_t r, const Row& row);
-  void write_nodes(std::int32_t first_row, std::int32_t unfed);
+  void write_nodes(Row* const* rows, std::int32_t unfed);
 
   SchedulerOptions options_;
   Policy policy_;
@@ -144,12 +184,20 @@ class Scheduler {
   std::vector<std::int32_t> aborts_;  // asked for during the outstanding step
   std::int32_t next_handle_ = 0;
   std::int32_t next_row_id_ = 0;
-  std::int64_t worst_running_ = 0;  // blocks all admitted rows may come to need
+  std::int64_t worst_running_ = 0;  // blocks all that is admitted may come to need
+
+  std::deque<Group*> growing_;        // admitted, with stems that are not resident yet
+  std::vector<std::int32_t> ready_;
+  std::int32_t holds_ = 0;            // queued or admitted, and not released
+  std::int32_t held_stems_ = 0;       // of the groups that are ready
+  std::int32_t held_nodes_ = 0;       // that the admitted holds may come to need
+  std::int32_t reserved_places_ = 0;  // for rows that may be forked and are not
 
   // The outstanding step, and how to undo it.
   bool outstanding_ = false;
   std::vector<Group*> admitted_;
   std::vector<Resumption> resumed_;
+  std::vector<Row*> computed_;  // stems
   Row* prompted_again_ = nullptr;
   std::vector<NodeId> grown_;
   std::vector<PrivateCopy> copied_;

@@ -11,11 +11,12 @@ PlanKind Scheduler::next_plan() {
   if (outstanding_) throw std::logic_error("next_plan: the last plan was neither committed nor rolled back");
   admitted_.clear();
   resumed_.clear();
+  computed_.clear();
   prompted_again_ = nullptr;
   grown_.clear();
   copied_.clear();
   evicted_.clear();
-  if (plan_resume() || plan_admission()) {
+  if (plan_resume() || plan_stems() || plan_admission()) {
     write_log();
     layout_valid_ = false;
     outstanding_ = true;
@@ -38,8 +39,14 @@ void Scheduler::rollback() {
       close_leaf(row);
       row.state = RowState::waiting;
     }
-    running_.resize(running_.size() - group.rows.size());
-    worst_running_ -= group.shared_worst + std::int64_t{group.num_rows()} * group.row_worst;
+    if (group.hold == nullptr) {
+      running_.resize(running_.size() - group.rows.size());
+    } else {
+      growing_.pop_back();
+      reserved_places_ -= group.hold->fork_rows;
+      held_nodes_ -= group.hold->worst_nodes;
+    }
+    worst_running_ -= group.worst_blocks();
     group.admitted = false;
     waiting_.push_front(&group);
   }
@@ -54,6 +61,7 @@ void Scheduler::rollback() {
     running_.pop_back();
     preempted_.push_front(&row);
   }
+  for (auto it = computed_.rbegin(); it != computed_.rend(); ++it) (*it)->group->hold->computed = (*it)->index;
   for (const NodeId leaf : grown_) tree_.pop(leaf);
   for (const PrivateCopy& copy : copied_) tree_.make_shared(copy.leaf, copy.index, copy.shared);
   for (auto it = evicted_.rbegin(); it != evicted_.rend(); ++it) {
@@ -70,15 +78,10 @@ void Scheduler::rollback() {
 
 // --- resumption ---------------------------------------------------------------------------------------------------
 
-// Blocks of a row's own that its recomputed tokens fill.
-static std::int32_t leaf_blocks(const Row& row, std::int32_t block_size) {
-  return (row.group->tail_tokens + row.drawn() - 1 + block_size - 1) / block_size;
-}
-
 bool Scheduler::may_resume(const Row& row) const {
   if (running_.size() == static_cast<std::size_t>(options_.max_rows)) return false;
   if (running_.empty()) return true;  // all blocks but this row's own are free, and its longest form fits
-  std::int32_t need = leaf_blocks(row, options_.block_size) + 1;
+  std::int32_t need = leaf_blocks(row) + 1;
   if (row.leaf != kNoNode)
     need -= tree_.num_blocks(row.leaf);
   else if (row.group->open_leaves == 0)
@@ -96,7 +99,7 @@ bool Scheduler::plan_resume() {
     if (plan_.num_rows > 0 && plan_.num_tokens + row.drawn() - 1 > options_.max_prefill_tokens) break;
     resume(row);
   }
-  write_nodes(static_cast<std::int32_t>(running_.size()) - plan_.num_rows, 1);
+  write_nodes(running_.data() + running_.size() - plan_.num_rows, 1);
   return true;
 }
 
@@ -115,7 +118,6 @@ bool Scheduler::plan_prompt_again(Row& row) {
 
 void Scheduler::resume(Row& row) {
   const Group& group = *row.group;
-  const std::int32_t size = options_.block_size;
   const bool was_open = row.leaf != kNoNode;
   if (!was_open) {
     // The first open leaf was there before this plan, so its blocks are no destination of a copy of this plan.
@@ -127,19 +129,8 @@ void Scheduler::resume(Row& row) {
       plan_.copy_dst[plan_.num_copies++] = tree_.append(row.leaf);
     }
   }
-  while (tree_.num_blocks(row.leaf) < leaf_blocks(row, size)) tree_.append(row.leaf);
-
-  for (std::int32_t i = 0; i + 1 < row.drawn(); ++i) {
-    const std::int32_t t = plan_.num_tokens++;
-    const std::int32_t offset = group.tail_tokens + i;
-    plan_.token_ids[t] = row.tokens[i];
-    plan_.positions[t] = group.request.prompt_length + i;
-    plan_.slots[t] = tree_.block(row.leaf, offset / size) * size + offset % size;
-  }
-  write_row(plan_.num_rows, row);
-  plan_.logit_rows[plan_.num_rows++] = -1;
-  plan_.group_ids[plan_.num_groups++] = group.handle;
-  plan_.token_begin[plan_.num_groups] = plan_.num_tokens;
+  while (tree_.num_blocks(row.leaf) < leaf_blocks(row)) tree_.append(row.leaf);
+  write_run(row);
 
   row.state = RowState::running;
   preempted_.pop_front();
@@ -150,18 +141,18 @@ void Scheduler::resume(Row& row) {
 // --- admission ----------------------------------------------------------------------------------------------------
 
 bool Scheduler::may_admit(const Group& group) const {
-  const std::int32_t n = group.num_rows();
-  if (static_cast<std::int32_t>(running_.size()) + n > options_.max_rows) return false;
+  const std::int32_t n = group.row_places();
+  if (static_cast<std::int32_t>(running_.size()) + reserved_places_ + n > options_.max_rows) return false;
+  if (group.hold != nullptr && held_nodes_ + group.hold->worst_nodes > options_.max_held_nodes) return false;
   const std::int64_t prompt_tokens = std::int64_t{plan_.num_tokens} + group.request.prompt_length;
   if (plan_.num_groups > 0 && prompt_tokens > options_.max_prefill_tokens) return false;
-  if (is_no_evict())
-    return worst_running_ + group.shared_worst + std::int64_t{n} * group.row_worst <= options_.num_blocks;
+  if (is_no_evict()) return worst_running_ + group.worst_blocks() <= options_.num_blocks;
   return running_.empty() || std::int64_t{pool_.free_count()} - group.prompt_blocks() - n >= reserve_;
 }
 
 bool Scheduler::plan_admission() {
   if (waiting_.empty() || !preempted_.empty()) return false;
-  const std::int32_t places = options_.max_rows - static_cast<std::int32_t>(running_.size());
+  const std::int32_t places = options_.max_rows - static_cast<std::int32_t>(running_.size()) - reserved_places_;
   if (!running_.empty() && places < options_.admit_rows) return false;
   const std::int32_t groups_before = plan_.num_groups;
   plan_.num_groups = 0;  // what may_admit counts; the rest of the last plan stays in case it is advanced
@@ -175,6 +166,30 @@ bool Scheduler::plan_admission() {
 }
 
 void Scheduler::admit(Group& group) {
+  open_prompt(group);
+  if (group.hold == nullptr) {
+    for (Row& row : group.rows) {
+      write_row(plan_.num_rows, row);
+      plan_.logit_rows[plan_.num_rows++] = plan_.num_groups;
+      row.state = RowState::running;
+      running_.push_back(&row);
+    }
+  } else {
+    growing_.push_back(&group);
+    reserved_places_ += group.hold->fork_rows;
+    held_nodes_ += group.hold->worst_nodes;
+  }
+  plan_.num_draws = plan_.num_rows;
+  write_prompt(group);
+
+  group.admitted = true;
+  worst_running_ += group.worst_blocks();
+  waiting_.pop_front();
+  admitted_.push_back(&group);
+}
+
+// The prompt's blocks, and for each row a leaf that shares its tail.
+void Scheduler::open_prompt(Group& group) {
   const NodeId prompt = group.full_blocks > 0 ? tree_.open(kNoNode, 0) : kNoNode;
   for (std::int32_t j = 0; j < group.full_blocks; ++j) tree_.append(prompt);
   for (Row& row : group.rows) {
@@ -184,39 +199,7 @@ void Scheduler::admit(Group& group) {
     } else {
       open_leaf(row, tree_.fork(group.rows[0].leaf));
     }
-    write_row(plan_.num_rows, row);
-    plan_.logit_rows[plan_.num_rows++] = plan_.num_groups;
-    row.state = RowState::running;
-    running_.push_back(&row);
   }
-  plan_.num_draws = plan_.num_rows;
-  write_prompt(group);
-
-  group.admitted = true;
-  worst_running_ += group.shared_worst + std::int64_t{group.num_rows()} * group.row_worst;
-  waiting_.pop_front();
-  admitted_.push_back(&group);
-}
-
-// The prompt's tokens, once for all rows. Their ids are the caller's.
-void Scheduler::write_prompt(const Group& group) {
-  const std::int32_t size = options_.block_size;
-  const auto holder = std::find_if(group.rows.begin(), group.rows.end(),
-                                   [](const Row& row) { return row.leaf != kNoNode; });
-  const NodeId prompt = tree_.parent(holder->leaf);
-  const std::int32_t length = group.request.prompt_length;
-  for (std::int32_t begin = 0, j = 0; begin < length; begin += size, ++j) {
-    const std::int32_t block = j < group.full_blocks ? tree_.block(prompt, j) : tree_.block(holder->leaf, 0);
-    const std::int32_t in_block = std::min(size, length - begin);
-    for (std::int32_t i = 0; i < in_block; ++i) {
-      const std::int32_t t = plan_.num_tokens++;
-      plan_.token_ids[t] = -1;
-      plan_.positions[t] = begin + i;
-      plan_.slots[t] = block * size + i;
-    }
-  }
-  plan_.group_ids[plan_.num_groups++] = group.handle;
-  plan_.token_begin[plan_.num_groups] = plan_.num_tokens;
 }
 
 // --- decode -------------------------------------------------------------------------------------------------------
@@ -236,7 +219,7 @@ bool Scheduler::plan_decode() {
     steps_to_length_ = std::min(steps_to_length_, row->group->request.max_tokens - row->drawn());
   }
   plan_.num_draws = plan_.num_rows;
-  write_nodes(0, 0);
+  write_nodes(running_.data(), 0);
   layout_valid_ = true;
   return true;
 }
@@ -319,63 +302,21 @@ void Scheduler::place(Row& row) {
     tree_.append(row.leaf);
     grown_.push_back(row.leaf);
   } else if (tree_.shared(row.leaf, index)) {
-    const BlockCopy copy = tree_.make_private(row.leaf, index);
-    copied_.push_back({row.leaf, index, copy.src});
-    plan_.copy_src[plan_.num_copies] = copy.src;
-    plan_.copy_dst[plan_.num_copies++] = copy.dst;
+    make_private(row.leaf, index);
   }
   const std::int32_t r = plan_.num_rows++;
   const std::int32_t t = plan_.num_tokens++;
-  plan_.token_ids[t] = row.tokens.back();
+  plan_.token_ids[t] = row.tokens.empty() ? group.last_token : row.tokens.back();
   plan_.positions[t] = group.request.prompt_length + row.drawn() - 1;
   plan_.slots[t] = tree_.block(row.leaf, index) * size + offset % size;
   room_[r] = size - 1 - offset % size;
 }
 
-// --- rows and nodes -----------------------------------------------------------------------------------------------
-
-void Scheduler::write_row(std::int32_t r, const Row& row) {
-  const GroupRequest& request = row.group->request;
-  plan_.row_ids[r] = row.id;
-  plan_.row_groups[r] = row.group->handle;
-  plan_.seed[r] = request.seed;
-  plan_.problem[r] = request.problem;
-  plan_.sample[r] = request.samples[row.index];
-  plan_.position[r] = row.drawn();
-  plan_.temperature[r] = request.temperature[row.index];
-  plan_.top_k[r] = request.top_k[row.index];
-  plan_.top_p[r] = request.top_p[row.index];
-  plan_.min_p[r] = request.min_p[row.index];
-}
-
-// The nodes of the running rows from `first_row` on, whose last `unfed` tokens are not in the cache.
-void Scheduler::write_nodes(std::int32_t first_row, std::int32_t unfed) {
-  const std::int32_t size = options_.block_size;
-  std::int32_t count = 0;
-  const auto write = [&](NodeId node, std::int32_t begin, std::int32_t length) {
-    plan_.node_row_begin[count] = begin;
-    plan_.node_row_end[count] = begin + 1;
-    plan_.node_table[count] = node;
-    plan_.node_length[count] = length;
-    plan_.node_start[count] = tree_.start(node);
-    ++count;
-  };
-  for (std::int32_t r = 0; r < plan_.num_rows; ++r) {
-    for (NodeId node = tree_.parent(running_[first_row + r]->leaf); node != kNoNode; node = tree_.parent(node)) {
-      if (node_index_[node] >= 0) {
-        plan_.node_row_end[node_index_[node]] = r + 1;
-      } else {
-        node_index_[node] = count;
-        write(node, r, tree_.num_blocks(node) * size);
-      }
-    }
-  }
-  for (std::int32_t m = 0; m < count; ++m) node_index_[plan_.node_table[m]] = -1;
-  for (std::int32_t r = 0; r < plan_.num_rows; ++r) {
-    const Row& row = *running_[first_row + r];
-    write(row.leaf, r, row.group->request.prompt_length + row.drawn() - unfed - tree_.start(row.leaf));
-  }
-  plan_.num_nodes = count;
+void Scheduler::make_private(NodeId leaf, std::int32_t index) {
+  const BlockCopy copy = tree_.make_private(leaf, index);
+  copied_.push_back({leaf, index, copy.src});
+  plan_.copy_src[plan_.num_copies] = copy.src;
+  plan_.copy_dst[plan_.num_copies++] = copy.dst;
 }
 
 }  // namespace mstar

@@ -85,6 +85,31 @@ void split_and_fork_grow_a_deeper_tree() {
   CHECK(tree.open_nodes() == 0 && pool.free_count() == 32);
 }
 
+// A fork inside a node: below the node's parent, beside it, with the first of its blocks only.
+void a_fork_may_take_the_first_blocks_of_an_inner_node() {
+  BlockPool pool(16);
+  PrefixTree tree(pool, kBlockSize, 8, 4);
+  const NodeId leaf = tree.open(kNoNode, 0);
+  for (int j = 0; j < 4; ++j) tree.append(leaf);
+  const NodeId above = tree.split(leaf, 1);
+  const NodeId middle = tree.split(leaf, 2);
+  const NodeId partial = tree.fork(middle, 1);
+  const NodeId none = tree.fork(middle, 0);
+  tree.audit();
+  CHECK(tree.parent(partial) == above && tree.start(partial) == 4 && tree.num_blocks(partial) == 1);
+  CHECK(tree.shared(partial, 0) && tree.shared(middle, 0) && !tree.shared(middle, 1));
+  CHECK(tree.parent(none) == above && tree.num_blocks(none) == 0);
+  tree.make_private(partial, 0);
+  tree.audit();
+  CHECK(!tree.shared(middle, 0));
+  tree.close(partial);
+  tree.close(none);
+  tree.audit();
+  CHECK(tree.open_nodes() == 3 && pool.free_count() == 12);
+  tree.close(leaf);
+  CHECK(tree.open_nodes() == 0 && pool.free_count() == 16);
+}
+
 void nodes_run_out_loudly() {
   BlockPool pool(2);
   PrefixTree tree(pool, kBlockSize, 1, 1);
@@ -99,5 +124,6 @@ int main() {
   reopen_restores_what_close_took();
   a_written_block_becomes_private();
   split_and_fork_grow_a_deeper_tree();
+  a_fork_may_take_the_first_blocks_of_an_inner_node();
   nodes_run_out_loudly();
 }

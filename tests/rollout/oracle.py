@@ -8,57 +8,27 @@ lists under the names of the contract, except for the nodes: `nodes` is a list o
 
 from __future__ import annotations
 
-import heapq
 import math
-from dataclasses import dataclass, field
+
+from tests.rollout.oracle_blocks import ABORT, LENGTH, STOP, Group, Row
+from tests.rollout.oracle_holds import Hold, Holds
 
 IDLE, PREFILL, EXTEND, DECODE = range(4)
-STOP, LENGTH, ABORT = range(3)
 
 
-@dataclass(slots=True, eq=False)
-class Row:
-    """One sequence. `blocks` is its own part of the cache, None while it holds none."""
-
-    id: int
-    index: int
-    state: str = "waiting"
-    blocks: list[int] | None = None
-    tokens: list[int] = field(default_factory=list)
-    records: list[list[float]] = field(default_factory=list)
-    reason: int = ABORT
-
-
-@dataclass(slots=True, eq=False)
-class Group:
-    """A prompt and its rows. `prompt` are the prompt's full blocks, None while they are not resident."""
-
-    handle: int
-    prompt_length: int
-    max_tokens: int
-    seed: int
-    problem: int
-    params: dict[str, list]
-    rows: list[Row] = field(default_factory=list)
-    admitted: bool = False
-    prompt: list[int] | None = None
-
-
-class Oracle:
+class Oracle(Holds):
     """See the module. The constructor and the methods take what the C++ class takes, lists instead of arrays."""
 
     def __init__(
         self, num_blocks, block_size, max_rows, max_prefill_tokens, max_sequence_length, stop_ids,
-        policy="auto", watermark=0.05, record_width=4, admit_rows=1,
+        policy="auto", watermark=0.05, record_width=4, admit_rows=1, max_held_nodes=0,
     ):  # fmt: skip
-        self.num_blocks, self.block_size, self.max_rows = num_blocks, block_size, max_rows
+        super().__init__(num_blocks, block_size)
+        self.max_rows, self.max_held_nodes = max_rows, max_held_nodes
         self.max_prefill_tokens, self.max_sequence_length = max_prefill_tokens, max_sequence_length
         self.stop_ids, self.record_width, self.admit_rows = set(stop_ids), record_width, admit_rows
         self.evicts, self.switches = policy == "watermark", policy == "auto"
         self.reserve = math.ceil(watermark * num_blocks)
-        self.free = list(range(num_blocks))
-        self.users = [0] * num_blocks
-        self.live: list[Group] = []  # not ended, in order of submission
         self.ended: dict[int, Group] = {}
         self.unreported: list[int] = []
         self.next_handle = self.next_row = 0
@@ -71,13 +41,6 @@ class Oracle:
 
     # --- groups ---
 
-    def worst_case(self, prompt_length: int, max_tokens: int, rows: int) -> int:
-        """Blocks a group comes to hold if every row runs to its end; the last token drawn is never stored."""
-        if max_tokens == 1:
-            return math.ceil(prompt_length / self.block_size)
-        full, tail = divmod(prompt_length, self.block_size)
-        return full + rows * math.ceil((tail + max_tokens - 1) / self.block_size)
-
     def submit(self, prompt_length, max_tokens, seed, problem, samples, temperature, top_k, top_p, min_p) -> int:
         """Queue a group. ValueError when it can never run."""
         n = len(samples)
@@ -88,7 +51,7 @@ class Oracle:
         if self.worst_case(prompt_length, max_tokens, 1) > self.num_blocks:
             raise ValueError
         if self.worst_case(prompt_length, max_tokens, n) > self.num_blocks and not self.evicts:
-            if not self.switches:
+            if not self.switches or self.holds():
                 raise ValueError
             self.evicts = True
         params = {"sample": samples, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
@@ -105,6 +68,9 @@ class Oracle:
             self.pending_aborts.append(handle)
             return
         for group in [group for group in self.live if group.handle == handle]:
+            if isinstance(group, Hold):
+                self.release(handle, forced=True)
+                continue
             for row in group.rows:
                 if row.state != "done":
                     self.end_row(group, row, ABORT)
@@ -135,12 +101,8 @@ class Oracle:
             self.unreported.append(group.handle)
 
     def has_work(self) -> bool:
-        """Whether any group has not ended."""
-        return bool(self.live)
-
-    def rows_in(self, state: str) -> list[tuple[Group, Row]]:
-        """All rows in a state, oldest first."""
-        return [(group, row) for group in self.live for row in group.rows if row.state == state]
+        """Whether any group has not ended, apart from stems that only wait to be forked."""
+        return any(not (isinstance(group, Hold) and group.ready) for group in self.live)
 
     def stats(self) -> dict[str, int]:
         """Totals of committed steps and the state now."""
@@ -150,43 +112,8 @@ class Oracle:
             "waiting": sum(not group.admitted for group in self.live),
             "running": len(self.rows_in("running")),
             "preempted": len(self.rows_in("preempted")),
+            "held": sum(len(hold.rows) for hold in self.holds() if hold.ready),
         }
-
-    # --- blocks ---
-
-    def acquire(self) -> int:
-        """Take the lowest free block."""
-        block = heapq.heappop(self.free)
-        assert self.users[block] == 0
-        self.users[block] = 1
-        return block
-
-    def release(self, block: int) -> None:
-        """One user less."""
-        self.users[block] -= 1
-        if self.users[block] == 0:
-            heapq.heappush(self.free, block)
-
-    def drop(self, group: Group, row: Row) -> None:
-        """Release the row's blocks, and the prompt's when no row of the group holds any."""
-        if row.blocks is None:
-            return
-        for block in row.blocks:
-            self.release(block)
-        row.blocks = None
-        if all(other.blocks is None for other in group.rows):
-            for block in group.prompt:
-                self.release(block)
-            group.prompt = None
-
-    def tail(self, group: Group) -> int:
-        """Prompt tokens in the partial last block."""
-        return group.prompt_length % self.block_size
-
-    def slot(self, group: Group, row: Row, position: int) -> int:
-        """Where the token with this sequence index is stored."""
-        blocks = group.prompt + row.blocks
-        return blocks[position // self.block_size] * self.block_size + position % self.block_size
 
     # --- steps ---
 
@@ -194,7 +121,7 @@ class Oracle:
         """Plan a step into `self.plan`; its kind. `undoable=False` skips the copy that rollback needs."""
         assert self.plan is None
         self.saved = self.copy() if undoable else None
-        self.plan = self.resume() or self.admit() or self.decode()
+        self.plan = self.resume() or self.compute() or self.admit() or self.decode()
         return IDLE if self.plan is None else self.plan["kind"]
 
     def copy(self) -> tuple:
@@ -238,6 +165,7 @@ class Oracle:
                 self.end_row(group, row, STOP)
             elif len(row.tokens) == group.max_tokens:
                 self.end_row(group, row, LENGTH)
+        self.complete()
         self.settle()
 
     def describe(self, kind: int, rows: list[tuple[Group, Row]], logit_rows: list[int]) -> dict:
@@ -249,24 +177,13 @@ class Oracle:
             "logit_rows": logit_rows,
             "seed": [group.seed for group, _ in rows],
             "problem": [group.problem for group, _ in rows],
-            "position": [len(row.tokens) for _, row in rows],
+            "position": [group.offset + len(row.tokens) for group, row in rows],
             "token_ids": [], "positions": [], "slots": [], "nodes": [], "copy_src": [], "copy_dst": [],
             "group_ids": [], "token_begin": [0], "drawing": rows if kind != EXTEND else [], "preempted": 0,
         }  # fmt: skip
         for name in ("sample", "temperature", "top_k", "top_p", "min_p"):
             plan[name] = [group.params[name][row.index] for group, row in rows]
         return plan
-
-    def tree(self, rows: list[tuple[Group, Row]], unfed: int) -> list[tuple]:
-        """Prompts with a full block, then the rows' own parts."""
-        prompts: dict[int, list] = {}
-        leaves = []
-        for r, (group, row) in enumerate(rows):
-            start = len(group.prompt) * self.block_size
-            if group.prompt:
-                prompts.setdefault(group.handle, [r, r, 0, start, group.prompt])[1] = r + 1
-            leaves.append((r, r + 1, start, group.prompt_length + len(row.tokens) - unfed - start, row.blocks))
-        return [tuple(node) for node in prompts.values()] + leaves
 
     def prefill(self, groups: list[Group], rows: list[tuple[Group, Row]]) -> dict:
         """The plan that computes these prompts and draws for these rows."""
@@ -280,11 +197,6 @@ class Oracle:
             plan["group_ids"].append(group.handle)
             plan["token_begin"].append(len(plan["slots"]))
         return plan
-
-    def hold_prompt(self, group: Group) -> list[int]:
-        """Take the prompt's blocks; its tail block, or none, as a list."""
-        group.prompt = [self.acquire() for _ in range(group.prompt_length // self.block_size)]
-        return [self.acquire()] if self.tail(group) else []
 
     def may_resume(self, group: Group, row: Row) -> bool:
         """Whether the row's blocks and one more leave the reserve free; always when nothing runs."""
@@ -300,7 +212,7 @@ class Oracle:
         """Bring back preempted rows, oldest first; a prompt that is gone is prefilled first, alone."""
         waiting = self.rows_in("preempted")
         rows: list[tuple[Group, Row]] = []
-        copies, tokens, begin = [], [], [0]
+        copies, tokens = [], 0
         for group, row in waiting:
             if not self.may_resume(group, row):
                 break
@@ -309,7 +221,7 @@ class Oracle:
                     break
                 row.blocks = self.hold_prompt(group)
                 return self.prefill([group], [])
-            if rows and len(tokens) + len(row.tokens) - 1 > self.max_prefill_tokens:
+            if rows and tokens + len(row.tokens) - 1 > self.max_prefill_tokens:
                 break
             if row.blocks is None:
                 row.blocks = []
@@ -317,47 +229,45 @@ class Oracle:
                     source = next(other for other in group.rows if other.blocks)
                     row.blocks.append(self.acquire())
                     copies.append((source.blocks[0], row.blocks[0]))
-            stored = self.tail(group) + len(row.tokens) - 1
-            while len(row.blocks) * self.block_size < stored:
-                row.blocks.append(self.acquire())
+            self.grow(group, row)
             row.state = "running"
             rows.append((group, row))
-            for i, token in enumerate(row.tokens[:-1]):
-                position = group.prompt_length + i
-                tokens.append((token, position, self.slot(group, row, position)))
-            begin.append(len(tokens))
-        if not rows:
-            return None
+            tokens += len(row.tokens) - 1
+        return self.extend(rows, copies) if rows else None
+
+    def extend(self, rows: list[tuple[Group, Row]], copies: list[tuple[int, int]]) -> dict:
+        """The plan that computes all tokens of these rows but the last of each."""
         plan = self.describe(EXTEND, rows, [-1] * len(rows))
-        for i, name in enumerate(("token_ids", "positions", "slots")):
-            plan[name] = [token[i] for token in tokens]
+        for group, row in rows:
+            positions = range(group.prompt_length, group.prompt_length + len(row.tokens) - 1)
+            plan["token_ids"] += row.tokens[:-1]
+            plan["positions"] += positions
+            plan["slots"] += [self.slot(group, row, position) for position in positions]
+            plan["group_ids"].append(group.handle)
+            plan["token_begin"].append(len(plan["slots"]))
         plan["copy_src"], plan["copy_dst"] = [src for src, _ in copies], [dst for _, dst in copies]
-        plan["group_ids"], plan["token_begin"] = [group.handle for group, _ in rows], begin
         plan["nodes"] = self.tree(rows, unfed=1)
         return plan
 
     def may_admit(self, group: Group, chosen: list[Group]) -> bool:
         """Room for all rows, for the prompt in this plan, and for the blocks by the policy."""
-        n, running = len(group.rows), self.rows_in("running")
+        running = self.rows_in("running")
         prompts = sum(other.prompt_length for other in chosen)
-        if len(running) + n > self.max_rows:
+        if self.places() + self.places_of(group) > self.max_rows:
+            return False
+        if isinstance(group, Hold) and self.held_nodes() + group.nodes > self.max_held_nodes:
             return False
         if chosen and prompts + group.prompt_length > self.max_prefill_tokens:
             return False
         if self.evicts:
-            left = len(self.free) - math.ceil(group.prompt_length / self.block_size) - n
+            left = len(self.free) - math.ceil(group.prompt_length / self.block_size) - len(group.rows)
             return not running or left >= self.reserve
-        worst = 0
-        for other in self.live:
-            if other.admitted or other is group:
-                rows = sum(row.state != "done" for row in other.rows)
-                worst += self.worst_case(other.prompt_length, other.max_tokens, rows)
-        return worst <= self.num_blocks
+        return sum(self.worst_of(other) for other in self.live if other.admitted or other is group) <= self.num_blocks
 
     def admit(self) -> dict | None:
         """Start waiting groups in order, unless a preempted row waits too."""
-        running = len(self.rows_in("running"))
-        if self.rows_in("preempted") or (running and self.max_rows - running < self.admit_rows):
+        running = self.rows_in("running")
+        if self.rows_in("preempted") or (running and self.max_rows - self.places() < self.admit_rows):
             return None
         chosen: list[Group] = []
         for group in [group for group in self.live if not group.admitted]:
@@ -365,32 +275,19 @@ class Oracle:
                 break
             tail = self.hold_prompt(group)
             for row in group.rows:
-                row.state, row.blocks = "running", tail[:]
+                row.state, row.blocks = "stem" if isinstance(group, Hold) else "running", tail[:]
             for block in tail:
                 self.users[block] = len(group.rows)
             group.admitted = True
             chosen.append(group)
-        return self.prefill(chosen, [(group, row) for group in chosen for row in group.rows]) if chosen else None
-
-    def write_index(self, group: Group, row: Row) -> int:
-        """Which of the row's own blocks its last token goes to."""
-        return (self.tail(group) + len(row.tokens) - 1) // self.block_size
-
-    def lacking(self) -> int:
-        """Blocks missing for every running row to store its last token in a block of its own."""
-        need, shared = 0, {}
-        for group, row in self.rows_in("running"):
-            index = self.write_index(group, row)
-            if index == len(row.blocks):
-                need += 1
-            else:
-                shared[row.blocks[index]] = self.users[row.blocks[index]] - 1
-        return need + sum(shared.values()) - len(self.free)
+        drawing = [(group, row) for group in chosen for row in group.rows if row.state == "running"]
+        return self.prefill(chosen, drawing) if chosen else None
 
     def decode(self) -> dict | None:
         """Every running row feeds its last token; the youngest rows go when blocks lack."""
         preempted = 0
         while self.lacking() > 0:
+            assert not self.holds()
             group, row = self.rows_in("running")[-1]
             self.drop(group, row)
             row.state = "preempted"
@@ -405,12 +302,11 @@ class Oracle:
             if index == len(row.blocks):
                 row.blocks.append(self.acquire())
             elif self.users[row.blocks[index]] > 1:
-                source, row.blocks[index] = row.blocks[index], self.acquire()
-                self.release(source)
+                source = self.make_private(row, index)
                 plan["copy_src"].append(source)
                 plan["copy_dst"].append(row.blocks[index])
             position = group.prompt_length + len(row.tokens) - 1
-            plan["token_ids"].append(row.tokens[-1])
+            plan["token_ids"].append(row.tokens[-1] if row.tokens else group.last_token)
             plan["positions"].append(position)
             plan["slots"].append(self.slot(group, row, position))
         plan["nodes"] = self.tree(rows, unfed=0)

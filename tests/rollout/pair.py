@@ -13,6 +13,7 @@ import numpy as np
 
 from mstar_kernels import _C
 from tests.rollout.oracle import DECODE, EXTEND, IDLE, PREFILL, Oracle
+from tests.rollout.trace_holds import vary_holds, with_holds
 
 STOP_IDS = (0, 1)
 ROW_ARRAYS = (
@@ -28,7 +29,8 @@ class Pair:
     """Both schedulers. Every method calls both, asserts that they agree, and checks the invariants.
 
     `stored` is a shadow of the cache: by slot, which (group, row, sequence index) was written there last. A step may
-    read a position only if the shadow says that it holds that very token.
+    read a position only if the shadow says that it holds that very token. `origins` is by group: whose prompt it has,
+    which stem (a row), the prompt's length, and the sequence index from which on its rows store tokens of their own.
     """
 
     def __init__(self, **options) -> None:
@@ -38,30 +40,68 @@ class Pair:
         self.views = {name: getattr(plan, name) for name in (*ROW_ARRAYS, *TOKEN_ARRAYS, *COPY_ARRAYS)}
         self.block_size, self.width = options["block_size"], options["record_width"]
         self.table, self.free = plan.block_table, options["num_blocks"]
-        self.prompts: dict[int, int] = {}
+        self.origins: dict[int, tuple] = {}
         self.stored: dict[int, tuple] = {}
         self.seen: Counter[str] = Counter()
         self.draws = 0
 
     def submit(self, prompt_length: int, max_tokens: int, n: int) -> int | None:
         """Submit to both; the handle, or None when both refuse."""
+        handle = self.both("submit", prompt_length=prompt_length, **self.request(max_tokens, n))
+        if handle is not None:
+            self.origins[handle] = (handle, None, prompt_length, prompt_length)
+        return handle
+
+    def hold(self, prompt_length: int, stems: list, offsets: list, fork_rows: int, max_tokens: int) -> int | None:
+        """Hold in both; the handle, or None when both refuse."""
+        handle = self.both(
+            "hold", prompt_length=prompt_length, stems=stems, offsets=offsets, fork_rows=fork_rows,
+            max_tokens=max_tokens,
+        )  # fmt: skip
+        self.seen["hold" if handle is not None else "refused hold"] += 1
+        if handle is not None:
+            self.origins[handle] = (handle, None, prompt_length, prompt_length)
+        return handle
+
+    def fork(self, hold: int, stem: int, offset: int, max_tokens: int, n: int) -> int | None:
+        """Fork in both; the handle, or None when both refuse."""
+        handle = self.both("fork", hold=hold, stem=stem, offset=offset, **self.request(max_tokens, n))
+        self.seen["fork" if handle is not None else "refused fork"] += 1
+        if handle is not None:
+            root = next(other for other in self.oracle.holds() if other.handle == hold)
+            length = root.prompt_length
+            self.origins[handle] = (hold, root.rows[stem].id, length, length + offset - 1)
+        return handle
+
+    def release(self, hold: int) -> bool:
+        """Release in both; False when both refuse."""
+        held = len(self.oracle.holds())
+        self.both("release", hold=hold)
+        released = len(self.oracle.holds()) < held
+        self.seen["release" if released else "refused release"] += 1
+        return released
+
+    def request(self, max_tokens: int, n: int) -> dict:
+        """What a group of n rows is submitted or forked with."""
         index = self.oracle.next_handle
-        params = dict(
-            samples=list(range(3, 3 + n)), temperature=[0.5 * (i % 3) for i in range(n)], top_k=[index] * n,
+        return dict(
+            max_tokens=max_tokens, seed=2**64 - 1 - index, problem=index, samples=list(range(3, 3 + n)),
+            temperature=[0.5 * (i % 3) for i in range(n)], top_k=[index] * n,
             top_p=[1.0 - 0.25 * (i % 2) for i in range(n)], min_p=[0.125] * n,
         )  # fmt: skip
-        given = dict(prompt_length=prompt_length, max_tokens=max_tokens, seed=2**64 - 1 - index, problem=index)
+
+    def both(self, method: str, **given) -> int | None:
+        """Call a method of both; what they return, or None when both refuse."""
         try:
-            handle = self.oracle.submit(**given, **params)
+            wanted = getattr(self.oracle, method)(**given)
         except ValueError:
             try:
-                self.ours.submit(**given, **params)
+                getattr(self.ours, method)(**given)
             except ValueError:
                 return None
             raise AssertionError("the oracle refuses, the scheduler does not") from None
-        assert self.ours.submit(**given, **params) == handle
-        self.prompts[handle] = prompt_length
-        return handle
+        assert getattr(self.ours, method)(**given) == wanted
+        return wanted
 
     def next(self) -> int:
         """Plan in both; the kind."""
@@ -87,6 +127,10 @@ class Pair:
         assert self.nodes() == wanted["nodes"]
         self.seen["dropped prompt"] += kind == PREFILL and plan.num_rows == 0
         self.seen["preempting step"] += wanted["preempted"] > 0
+        held = {hold.handle for hold in self.oracle.holds()}
+        self.seen["stems"] += bool(held & set(wanted["row_groups"]))
+        above = [sum(begin <= r < end for begin, end, *_ in wanted["nodes"]) for r in range(plan.num_rows)]
+        self.seen["deep tree"] += max(above, default=0) > 3
 
     def nodes(self) -> list[tuple]:
         """The plan's nodes in the oracle's form."""
@@ -117,7 +161,7 @@ class Pair:
                 g = next(g for g in range(len(begin) - 1) if begin[g] <= i < begin[g + 1])
                 handle = plan["group_ids"][g]
                 owner = plan["row_ids"][g] if plan["kind"] == EXTEND else None
-            self.stored[slot] = (handle, None if position < self.prompts[handle] else owner, position)
+            self.stored[slot] = self.token(handle, owner, position)
         rows = list(zip(plan["row_ids"], plan["row_groups"]))
         owners: dict[int, tuple] = {}
         for row_begin, row_end, start, length, blocks in plan["nodes"]:
@@ -126,8 +170,14 @@ class Pair:
             for offset in range(length):
                 token = self.stored[blocks[offset // size] * size + offset % size]
                 for row, handle in rows[row_begin:row_end]:
-                    position = start + offset
-                    assert token == (handle, None if position < self.prompts[handle] else row, position)
+                    assert token == self.token(handle, row, start + offset)
+
+    def token(self, handle: int, row: int | None, position: int) -> tuple:
+        """Which token a row of a group has at a sequence index: whose it is, and the index."""
+        root, stem, prompt_length, own = self.origins[handle]
+        if position < own:
+            return root, None if position < prompt_length else stem, position
+        return handle, row, position
 
     def commit(self, stop_share: float, rng: random.Random, shadow: bool = True) -> None:
         """Commit made-up tokens, each a stop id with this probability."""
@@ -142,6 +192,10 @@ class Pair:
 
     def rollback(self) -> None:
         """Undo in both."""
+        held = {hold.handle for hold in self.oracle.holds()}
+        self.seen["rollback of stems"] += bool(held & set(self.oracle.plan["row_groups"]))
+        forks = {group.handle for group, row in self.oracle.rows_in("running") if group.root and not row.tokens}
+        self.seen["rollback of forks"] += bool(forks & set(self.oracle.plan["row_groups"]))
         self.ours.rollback()
         self.oracle.rollback()
         self.seen["rollback"] += 1
@@ -154,12 +208,15 @@ class Pair:
 
     def collect(self) -> None:
         """Take what ended and compare."""
+        ready = self.ours.ready()
+        assert ready == self.oracle.ready()
+        self.seen["ready"] += len(ready)
         ended = self.ours.finished()
         assert ended == self.oracle.finished()
         for handle in ended:
             result = self.ours.take(handle)
             assert {name: array.tolist() for name, array in result.items()} == self.oracle.take(handle)
-            del self.prompts[handle]
+            del self.origins[handle]
 
     def check(self, audit: bool = True) -> None:
         """Counts and invariants."""
@@ -167,7 +224,7 @@ class Pair:
         assert self.ours.has_work() == self.oracle.has_work()
         if audit:
             self.ours.audit()
-        if not self.oracle.has_work():
+        if not self.oracle.live:
             assert self.ours.stats()["free_blocks"] == self.free
 
 
@@ -183,19 +240,25 @@ def random_options(rng: random.Random) -> dict:
     )  # fmt: skip
 
 
-def replay(steps: int, seed: int, shadow: bool = True, calls_per_scheduler: int = 400) -> Counter[str]:
+def replay(
+    steps: int, seed: int, shadow: bool = True, calls_per_scheduler: int = 400, holds: bool = False
+) -> Counter[str]:
     """Random calls until `steps` plans were made, on ever new schedulers; what was seen."""
     rng, total = random.Random(seed), Counter()
     while total["plans"] < steps:
-        pair = Pair(**random_options(rng))
+        pair = Pair(**(with_holds(random_options(rng), rng) if holds else random_options(rng)))
         size, limit = pair.block_size, pair.oracle.max_sequence_length
         stop_share, waiting = rng.choice((0.0, 0.05, 0.3)), rng.choice((2, 6))
         for _ in range(calls_per_scheduler):
             if len(pair.oracle.live) < waiting and rng.random() < 0.5:
                 prompt = rng.choice((rng.randint(1, limit), size * rng.randint(1, 4), rng.randint(1, 6)))
                 pair.submit(prompt, rng.randint(1, max(1, limit - prompt)), rng.randint(1, pair.oracle.max_rows))
+            if holds:
+                vary_holds(pair, rng)
             step(pair, rng, stop_share, shadow)
-        while pair.ours.has_work():
+        while pair.oracle.live:
+            for hold in pair.oracle.holds():
+                pair.release(hold.handle)
             step(pair, rng, stop_share, shadow)
         pair.check()
         pair.collect()
@@ -227,9 +290,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--holds", action="store_true", help="stems are held and forked as well")
     parser.add_argument("--shadow", action="store_true", help="also play the model on a shadow cache (slower)")
     args = parser.parse_args()
-    for name, count in sorted(replay(args.steps, args.seed, args.shadow).items()):
+    for name, count in sorted(replay(args.steps, args.seed, args.shadow, holds=args.holds).items()):
         print(f"{name:16} {count}")
 
 
