@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from tokenizers import pre_tokenizers
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from mstar_engine.data.digits import digits_problems
 from mstar_engine.models.loading import save_model
@@ -165,21 +165,19 @@ _SHARED: dict[str, object] = {}
 
 # --- the forms that checkpoints come in ---
 
-ALPHABET = [chr(c) for c in range(32, 127)] + ["\n", "к", "и"]
+CHAT = (
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 
 
-def text_tokenizer(*specials: str) -> PreTrainedTokenizerFast:
-    """Characters as tokens, and a chat template with turns that end."""
-    vocabulary = {token: i for i, token in enumerate(["<unk>", "<end>", *specials, *ALPHABET])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>",
-                                   additional_special_tokens=list(specials))  # fmt: skip
-    made.chat_template = (
-        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}"
-    )
+def text_tokenizer(*specials: str, without: str = "") -> Qwen2Tokenizer:
+    """Bytes as tokens, but for those in `without`; a chat template with turns that end."""
+    alphabet = [one for one in sorted(pre_tokenizers.ByteLevel.alphabet()) if one not in without]
+    vocabulary = {token: i for i, token in enumerate(["<unk>", "<end>", *alphabet])}
+    made = Qwen2Tokenizer(vocab=vocabulary, merges=[], unk_token="<unk>", eos_token="<end>", pad_token="<end>",
+                          additional_special_tokens=list(specials))  # fmt: skip
+    made.chat_template = CHAT
     return made
 
 
@@ -218,7 +216,7 @@ def hidden_of(model, text_ids: list[int]) -> torch.Tensor:
 def test_math_shepherd(tmp_path: Path) -> None:
     """A step tag behind each step; + against - in the whole model's logits there."""
     tokenizer = text_tokenizer("ки")
-    model = save_text_model(tmp_path, LlamaConfig, LlamaForCausalLM, tokenizer)
+    model = save_text_model(tmp_path, Qwen2Config, Qwen2ForCausalLM, tokenizer)
     prm = load_prm(tmp_path, form="math_shepherd", policy_processor=tokenizer)
     scores = prm.score(group_of(Problem(id="q", question="2+2*3?"), tokenizer, [SOLUTION])).step_scores[0]
     ids = tokenizer("[user]2+2*3?\n[assistant]" + " ки\n".join(STEPS) + " ки", add_special_tokens=False)["input_ids"]
@@ -261,7 +259,7 @@ def test_skywork(tmp_path: Path) -> None:
     ids = tokenizer("\n".join(STEPS) + "\n", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         hidden = hidden_of(model, begin + ids)[len(begin) :]
-        at = [i for i, token in enumerate(ids) if tokenizer.convert_ids_to_tokens(token) == "\n"]
+        at = [i for i, token in enumerate(ids) if tokenizer.decode([token]) == "\n"]
         wanted = layer(hidden[at])[:, 0].sigmoid()
     np.testing.assert_allclose(scores, wanted, atol=1e-5)
 
@@ -314,19 +312,13 @@ def test_refusals_name_both_sides(tmp_path: Path, tiny) -> None:
     model, processor = tiny
     save_model(model, processor, tmp_path / "tiny")
     other = text_tokenizer("ки")
-    with pytest.raises(
-        ValueError, match=rf"process reward model {tmp_path}/tiny: its tokenizer .* differs from"
-    ):
+    with pytest.raises(ValueError, match=rf"process reward model {tmp_path}/tiny: its tokenizer .* differs from"):
         load_prm(tmp_path / "tiny", form="mstar", policy_processor=other)
     changed = build_tiny(0)[1]
     changed.image_processor.image_mean = [0.4, 0.5, 0.5]
-    with pytest.raises(
-        ValueError, match=r"image processor \(CLIPImageProcessorPil\) differs from .*image_m"
-    ):
+    with pytest.raises(ValueError, match=r"image processor \(CLIPImageProcessorPil\) differs from .*image_m"):
         load_prm(tmp_path / "tiny", form="mstar", policy_processor=changed)
-    with pytest.raises(
-        ValueError, match=rf"{tmp_path}/tiny: neither config.json nor its tensors tell its form"
-    ):
+    with pytest.raises(ValueError, match=rf"{tmp_path}/tiny: neither config.json nor its tensors tell its form"):
         load_prm(tmp_path / "tiny")
     with pytest.raises(ValueError, match=r"form 'qwen'; allowed: mstar, .*skywork"):
         load_prm(tmp_path / "tiny", form="qwen")
@@ -335,15 +327,11 @@ def test_refusals_name_both_sides(tmp_path: Path, tiny) -> None:
     with pytest.raises(ValueError, match="no checkpoint there"):
         load_prm(tmp_path / "nothing")
 
-    bare = text_tokenizer()
-    vocabulary = {token: i for i, token in enumerate(t for t in bare.get_vocab() if t != "-")}
-    fewer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>")),
-                                    unk_token="<unk>", eos_token="<end>")  # fmt: skip
-    save_text_model(tmp_path / "fewer", LlamaConfig, LlamaForCausalLM, fewer)
+    save_text_model(tmp_path / "fewer", Qwen2Config, Qwen2ForCausalLM, text_tokenizer("ки", without="-"))
     with pytest.raises(ValueError, match=r"fewer: its tokenizer has no single token for label '-'"):
         load_prm(tmp_path / "fewer", form="math_shepherd")
 
-    save_text_model(tmp_path / "wide", LlamaConfig, LlamaForCausalLM, bare)
+    save_text_model(tmp_path / "wide", Qwen2Config, Qwen2ForCausalLM, text_tokenizer())
     add_tensors(tmp_path / "wide", {"v_head.summary.weight": torch.zeros(1, 48)})
     with pytest.raises(ValueError, match=r"wide: its head maps 48 to 1; allowed: 32 .* to 1"):
         load_prm(tmp_path / "wide")
@@ -352,12 +340,10 @@ def test_refusals_name_both_sides(tmp_path: Path, tiny) -> None:
 def test_a_text_model_refuses_images_by_name(tmp_path: Path) -> None:
     """It would score what it cannot see."""
     tokenizer = text_tokenizer("ки")
-    save_text_model(tmp_path, LlamaConfig, LlamaForCausalLM, tokenizer)
+    save_text_model(tmp_path, Qwen2Config, Qwen2ForCausalLM, tokenizer)
     prm = load_prm(tmp_path, form="math_shepherd")
     problem = digits_problems("train", 1)[0]
-    with pytest.raises(
-        ValueError, match=f"problem '{problem.id}' has images; this process reward model reads text"
-    ):
+    with pytest.raises(ValueError, match=f"problem '{problem.id}' has images; this process reward model reads text"):
         prm.score(group_of(problem, tokenizer, ["1"]))
 
 
