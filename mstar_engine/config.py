@@ -114,8 +114,9 @@ class StepsConfig:
 
 @section
 class AnnotateConfig:
-    """Step labels by Monte Carlo: `solutions` of each of `problems` training problems, and up to `completions` from the
-    end of every step. `held_out` validation problems are labelled alike, to judge the process reward model by.
+    """Step labels by Monte Carlo: `solutions` of each of `problems` training problems, sampled as rollouts are, and up to
+    `completions` from the end of every step, at `temperature`. `held_out` validation problems are labelled alike, to
+    judge the process reward model by.
 
     `mode`: "hard" (until the first right completion), "soft" (all, their share) or "binary" (search for the first
     error).

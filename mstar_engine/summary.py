@@ -81,9 +81,9 @@ class HeldOutSummary:
     steps: int
     balance: float
     auc: float | None = None
-    f1: float
-    accuracy_on_erroneous: float
-    accuracy_on_correct: float
+    f1: float | None
+    accuracy_on_erroneous: float | None
+    accuracy_on_correct: float | None
     macro_f1: float
     threshold: float
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from mstar_engine.config import RunConfig
-from mstar_engine.evolve.loop import show_step
 from mstar_engine.evolve.policy import Policy
 from mstar_engine.report.progress import Phase, Progress
 from mstar_engine.reward.annotate import ProblemAnnotation, annotate
@@ -90,7 +89,7 @@ class ProcessReward:
                 batch_size=size,
                 weight_decay=prm_config.weight_decay,
                 seed=config.seed,
-                progress=lambda step: show_step(phase, step),
+                progress=lambda step: phase.advance(note=f"loss {step.loss:.3f}"),
             )
         quality, balance = step_quality(prm, held_out, solutions), class_balance(solutions)
         save_prm(prm_path(self.run.path), prm, form)
@@ -138,7 +137,7 @@ class ProcessReward:
         annotate, problems = self.config.annotate, self.problems[name]
         params = SamplingParams(
             n=annotate.solutions,
-            temperature=annotate.temperature,
+            temperature=self.config.rollout.temperature,
             max_tokens=self.config.rollout.max_completion_length,
             seed=seed,
         )

@@ -63,7 +63,7 @@ def build_report(run: Path) -> str:
     summary = read_summary(run / "summary.json") if (run / "summary.json").is_file() else Summary()
     events = read_events(run / "journal.jsonl")
     k = mapping["evaluate"]["pass_at_k"]
-    steps = mapping.get("steps", {})  # absent from runs without steps
+    steps = mapping["steps"]
     samples = read_samples(run, delimiter=steps.get("delimiter", "\n\n"), max_steps=steps.get("max_steps", 0))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
