@@ -122,7 +122,7 @@ class ForkWave(Wave):
                 stems=[np.ascontiguousarray(stem, np.int32) for stem in plan.stems],
                 offsets=[np.asarray(offsets, np.int32) for offsets in plan.offsets],
                 fork_rows=plan.fork_rows,
-                max_tokens=item.params.max_tokens,
+                max_tokens=max(1, item.params.max_tokens - min(min(offsets) for offsets in plan.offsets)),
             )
         except ValueError as error:
             raise ValueError(f"rollout: problem {plan.problem.id}: {error}") from error

@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from runs import write_run
 
 from mstar_engine.config_parse import load_config
 from mstar_engine.evolve.dynamics import wilson
@@ -17,6 +16,7 @@ from mstar_engine.report.html import build_report, write_report
 from mstar_engine.report.samples import read_samples
 from mstar_engine.run_directory import RunDirectory
 from mstar_engine.summary import Summary, WarmupSummary
+from runs import write_run
 
 
 class Page(HTMLParser):

@@ -5,7 +5,6 @@ import re
 from dataclasses import asdict, replace
 
 import pytest
-from runs import HOSTILE, LUCKY, PRM, RIGHT, WRONG, scored_group, votes, write_groups, write_run
 
 from mstar_engine.config_parse import load_config
 from mstar_engine.evolve.dynamics import wilson
@@ -16,6 +15,7 @@ from mstar_engine.report.verifier import verifier_table
 from mstar_engine.report.words import kept_responses
 from mstar_engine.run_directory import RunDirectory
 from mstar_engine.summary import IterationSummary, Summary, WarmupSummary
+from runs import HOSTILE, LUCKY, PRM, RIGHT, WRONG, scored_group, votes, write_groups, write_run
 
 
 @pytest.fixture
