@@ -109,6 +109,8 @@ def test_forks_at_every_offset(block_size, prompt_length):
     stems, offsets = [[5] * count, [6], [7] * count], [list(range(1, count + 1)), [1], [3, 4]]
     held, rng = pair.hold(prompt_length, stems, offsets, 2 * count, 9), random.Random(0)
     while pair.next() != IDLE:
+        pair.rollback()
+        pair.next()
         pair.commit(0.0, rng)
         pair.check()
     for offset in random.Random(1).sample(range(1, count + 1), count - 1):
