@@ -345,8 +345,8 @@ at most. max_tokens: of a forked row, at most. ValueError when it can never be h
           py::arg("hold"), py::arg("stem"), py::arg("offset"), py::arg("max_tokens"), py::arg("seed"),
           py::arg("problem"), py::arg("samples"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
           py::arg("min_p"),
-          R"(Start a group of len(samples) rows after the first `offset` tokens of a stem of a ready hold; its handle. The
-plan's position of its rows counts from `offset`. ValueError when it is beyond what the hold declared, RuntimeError
+          R"(Start a group of len(samples) rows after the first `offset` tokens of a stem of a ready hold; its handle.
+The plan's position of its rows counts from `offset`. ValueError when it is beyond what the hold declared, RuntimeError
 while a plan is outstanding.)")
       .def("release", [](SchedulerView& self, std::int32_t hold) { self.core->release(hold); }, py::arg("hold"),
            "Give the stems back; the handle is forgotten. ValueError while a forked row is alive.")
@@ -373,8 +373,8 @@ while a plan is outstanding.)")
       .def("rollback", [](SchedulerView& self) { self.core->rollback(); },
            "The step failed: undo its plan. The next plan is the same one.")
       .def("abort", [](SchedulerView& self, std::int32_t group) { self.core->abort(group); }, py::arg("group"),
-           R"(End a group; its rows keep what they drew. A hold's forks end, and it is released. During a step it takes effect
-when the step ends.)")
+           R"(End a group; its rows keep what they drew. A hold's forks end, and it is released. During a step it takes
+effect when the step ends.)")
       .def("finished", [](SchedulerView& self) { return self.core->finished(); },
            "Handles of the groups that ended since the last call.")
       .def(
@@ -387,8 +387,8 @@ when the step ends.)")
 records float32 [sum of lengths, record_width], reasons int32 [n] (0 stop, 1 length, 2 abort).)")
       .def("has_work", [](const SchedulerView& self) { return self.core->has_work(); })
       .def("stats", [](const SchedulerView& self) { return stats_of(self.core->stats()); },
-           R"(Totals of committed steps; free_blocks, used_blocks, waiting (groups), running and preempted (rows), held (stems
-of ready holds) now.)")
+           R"(Totals of committed steps; free_blocks, used_blocks, waiting (groups), running and preempted (rows), held
+(stems of ready holds) now.)")
       .def("audit", [](const SchedulerView& self) { self.core->audit(); },
            "RuntimeError when an invariant is broken. For tests.");
 }

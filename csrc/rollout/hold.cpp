@@ -17,7 +17,7 @@ namespace {
 // Sequence index of the first token in the leaf of a row forked after `prefix` tokens, the last of which it feeds.
 std::int32_t fork_start(std::int32_t prefix, std::int32_t block_size) { return (prefix - 1) / block_size * block_size; }
 
-std::string of_stem(const char* what, std::size_t stem) { return what + std::string(" of stem ") + std::to_string(stem); }
+std::string of_stem(const std::string& what, std::size_t stem) { return what + " of stem " + std::to_string(stem); }
 
 }  // namespace
 

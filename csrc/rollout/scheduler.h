@@ -9,9 +9,9 @@
 // The policy watermark admits while a reserve stays free and preempts when a decode step lacks blocks. A preempted row
 // keeps its tokens: its cache is recomputed (extend), what was drawn never changes.
 //
-// Held stems: hold -> ready -> (fork -> finished -> take)* -> release. A held group is admitted like others, but its rows
-// are given: their tokens are computed once (extend) and stay. Forked groups continue a stem after one of the declared
-// offsets; they run at once, in what the hold has reserved. Nothing is preempted where stems are held.
+// Held stems: hold -> ready -> (fork -> finished -> take)* -> release. A held group is admitted like others, but its
+// rows are given: their tokens are computed once (extend) and stay. Forked groups continue a stem after one of the
+// declared offsets; they run at once, in what the hold has reserved. Nothing is preempted where stems are held.
 #pragma once
 
 #include <cstdint>

@@ -253,7 +253,7 @@ class Oracle(Holds):
         """Room for all rows, for the prompt in this plan, and for the blocks by the policy."""
         running = self.rows_in("running")
         prompts = sum(other.prompt_length for other in chosen)
-        if self.places() + self.places_of(group) > self.max_rows:
+        if len(running) + self.reserved() + self.places_of(group) > self.max_rows:
             return False
         if isinstance(group, Hold) and self.held_nodes() + group.nodes > self.max_held_nodes:
             return False
@@ -266,8 +266,8 @@ class Oracle(Holds):
 
     def admit(self) -> dict | None:
         """Start waiting groups in order, unless a preempted row waits too."""
-        running = self.rows_in("running")
-        if self.rows_in("preempted") or (running and self.max_rows - self.places() < self.admit_rows):
+        running = len(self.rows_in("running"))
+        if self.rows_in("preempted") or (running and self.max_rows - running - self.reserved() < self.admit_rows):
             return None
         chosen: list[Group] = []
         for group in [group for group in self.live if not group.admitted]:

@@ -52,12 +52,12 @@ class Blocks:
         self.num_blocks, self.block_size = num_blocks, block_size
         self.free = list(range(num_blocks))
         self.users = [0] * num_blocks
-        self.live: list[Group] = []  # not ended, in order of submission
+        self.live: list[Group] = []
+        """Not ended, oldest first; forks follow their hold by stem, then by offset, then by age."""
 
     def rows_in(self, state: str) -> list[tuple[Group, Row]]:
-        """All rows in a state, oldest first; below a hold by stem, then by offset."""
-        groups = sorted(self.live, key=lambda group: ((group.root or group).handle, group.stem, group.offset))
-        return [(group, row) for group in groups for row in group.rows if row.state == state]
+        """All rows in a state, in the order of their groups."""
+        return [(group, row) for group in self.live for row in group.rows if row.state == state]
 
     def worst_case(self, prompt_length: int, max_tokens: int, rows: int) -> int:
         """Blocks a group comes to hold if every row runs to its end; the last token drawn is never stored."""

@@ -100,6 +100,7 @@ class Holds(Blocks):
         self.next_handle += 1
         self.next_row += n
         self.live.append(group)
+        self.live.sort(key=lambda other: ((other.root or other).handle, other.stem, other.offset))
         return group.handle
 
     def release(self, hold: int, forced: bool = False) -> None:
@@ -120,8 +121,8 @@ class Holds(Blocks):
         return [group for group in self.live if isinstance(group, Hold)]
 
     def forks(self, hold: Hold) -> list[Group]:
-        """Groups below the hold that have not ended."""
-        return [group for group in self.live if group.root is hold]
+        """Groups below the hold that have not ended, oldest first."""
+        return sorted((group for group in self.live if group.root is hold), key=lambda group: group.handle)
 
     def alive_rows(self, hold: Hold) -> int:
         """Rows below the hold that have not ended."""
@@ -133,10 +134,9 @@ class Holds(Blocks):
         """Row places the group takes when it is admitted."""
         return group.fork_rows if isinstance(group, Hold) else len(group.rows)
 
-    def places(self) -> int:
-        """Row places taken or reserved; forks run in those of their hold."""
-        own = sum(group.root is None for group, _ in self.rows_in("running"))
-        return own + sum(hold.fork_rows for hold in self.holds() if hold.admitted)
+    def reserved(self) -> int:
+        """Row places kept for rows that may be forked and are not."""
+        return sum(hold.fork_rows - self.alive_rows(hold) for hold in self.holds() if hold.admitted)
 
     def held_nodes(self) -> int:
         """Nodes that the admitted holds may need."""
@@ -197,11 +197,15 @@ class Holds(Blocks):
         """The nodes above the rows' own parts, in the order in which rows need them, then those."""
         inner: dict[tuple, list] = {}
         leaves = []
-        size = self.block_size
+        size, last = self.block_size, None
         for r, (group, row) in enumerate(rows):
-            for name, begin, end in self.inner_nodes(group):
-                node = [r, r, begin * size, (end - begin) * size, group.prompt[begin:end]]
-                inner.setdefault(name, node)[1] = r + 1
-            start = len(group.prompt) * size
+            if group is not last:
+                last, start = group, len(group.prompt) * size
+                above = [
+                    inner.setdefault(name, [r, r, begin * size, (end - begin) * size, group.prompt[begin:end]])
+                    for name, begin, end in self.inner_nodes(group)
+                ]
+            for node in above:
+                node[1] = r + 1
             leaves.append((r, r + 1, start, group.prompt_length + len(row.tokens) - unfed - start, row.blocks))
         return [tuple(node) for node in inner.values()] + leaves
