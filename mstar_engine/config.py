@@ -56,7 +56,8 @@ class DataConfig:
 
 @section
 class PretrainConfig:
-    """Fitting of the tiny model before the run proper: its image tower alone, then tower and language together.
+    """Fitting of the tiny model before the run proper: its image tower alone, then tower and language together, then the
+    judging of readings.
 
     Small batches pay: at a rate of 3e-3, 250 steps of 32 read 95% of the tiles and 130 steps of 64 read 67%.
     """
@@ -67,6 +68,9 @@ class PretrainConfig:
     align_steps: CountOrOff = 300
     align_batch_size: Count = 32
     align_learning_rate: Rate = 2e-3
+    check_steps: CountOrOff = 150
+    check_batch_size: Count = 32
+    check_learning_rate: Rate = 2e-3
 
 
 @section

@@ -25,7 +25,7 @@ from mstar_engine.report.progress import Progress
 from mstar_engine.run_directory import RunDirectory
 from mstar_engine.train.checkpoint import recover, save_checkpoint
 from mstar_engine.train.collate import imitate
-from mstar_engine.train.pretrain import align, ground
+from mstar_engine.train.pretrain import align, check, ground
 from mstar_engine.train.schedule import Schedule, schedule_of
 from mstar_engine.types import Problem, TrainingExample
 from mstar_kernels import _C
@@ -83,6 +83,8 @@ class Pipeline:
             ground(model, processor, config, seed, lambda loss: phase.advance(note=f"loss {loss:.3f}"))
         with self.progress.phase("pretrain: read", config.align_steps, "steps") as phase:
             align(model, PromptEncoder(processor), config, seed, lambda step: show_step(phase, step))
+        with self.progress.phase("pretrain: check", config.check_steps, "steps") as phase:
+            check(model, PromptEncoder(processor), config, seed, lambda loss: phase.advance(note=f"loss {loss:.3f}"))
         save_checkpoint(self._checkpoint("base"), model, processor)
 
     def warmup(self) -> None:

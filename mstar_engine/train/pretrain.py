@@ -1,6 +1,6 @@
 """From random weights to a tiny model that can see: what a downloaded checkpoint brings and a built one lacks.
 
-Two stages, for the tiny model only. `ground`: the vision tower and the projector learn to say, for every tile, its
+Three stages, for the tiny model only. `ground`: the vision tower and the projector learn to say, for every tile, its
 colour and its digit *in the language model's own words* (the score of a word is the cosine with its input embedding),
 so the language model later finds "red" among the image tokens by looking for its own embedding. `align`: the language
 model learns to answer "Read the red and blue tiles."; that is plain supervised training on captions.
@@ -8,8 +8,11 @@ model learns to answer "Read the red and blue tiles."; that is plain supervised 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,12 +22,16 @@ from mstar_engine.config import PretrainConfig
 from mstar_engine.data.digits import captions
 from mstar_engine.data.tiles import CELL, COLOURS, GRID, Tile, digit_of, render, scans
 from mstar_engine.models.prompts import PromptEncoder
-from mstar_engine.train.collate import imitate
+from mstar_engine.train.collate import collate, imitate
 from mstar_engine.train.schedule import Schedule
+from mstar_engine.train.steps import StepExample, step_losses
 from mstar_engine.train.trainer import StepStats, Trainer
+from mstar_engine.types import Problem
 
 COSINE_SCALE = 20.0
 BLANK_SHARE = 0.4
+WRONG_SHARE = 0.4
+LABELS = ("+", "-")
 
 
 def _tile_bank(processor: ProcessorMixin, pool: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,3 +135,81 @@ def align(
     trainer = Trainer(model, encoder, schedule, betas=(0.9, 0.98))
     examples = [imitate(p, encoder) for p in captions(config.align_steps * config.align_batch_size, seed)]
     trainer.train_epoch(examples, batch_size=config.align_batch_size, seed=seed, progress=progress)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Claims:
+    """Readings of one picture, some of them wrong: `example.positions` are the ends of the lines, `digits` what each
+    line's tile shows."""
+
+    example: StepExample
+    digits: list[int]
+
+
+def claims(count: int, seed: int, tokenizer) -> list[Claims]:
+    """Captions in which a digit is wrong with probability `WRONG_SHARE`."""
+    rng, found = random.Random(f"claims/{seed}"), []
+    for problem in captions(count, seed):
+        lines = [line.rsplit(" ", 1) for line in (problem.response or "").split("\n\n")]
+        right = [rng.random() >= WRONG_SHARE for _ in lines]
+        said = [d if ok else rng.choice("0123456789".replace(d, "")) for ok, (_, d) in zip(right, lines)]
+        parts = [
+            tokenizer(f"{colour} {digit}\n\n", add_special_tokens=False)["input_ids"]
+            for (colour, _), digit in zip(lines, said)
+        ]
+        claim = Problem(id=f"{problem.id}/claims", question=problem.question, images=problem.images)
+        example = StepExample(
+            problem=claim,
+            response_ids=np.concatenate(parts).astype(np.int32),
+            positions=np.cumsum([len(part) for part in parts]).astype(np.int32) - 1,
+            labels=np.asarray(right, np.float32),
+        )
+        found.append(Claims(example, [int(digit) for _, digit in lines]))
+    return found
+
+
+def check(
+    model: nn.Module,
+    encoder: PromptEncoder,
+    config: PretrainConfig,
+    seed: int = 0,
+    progress: Callable[[float], None] | None = None,
+) -> None:
+    """Teach the language model to judge readings, and to know the digit that it judges by."""
+    encode = encoder.tokenizer.convert_tokens_to_ids
+    label_ids, digit_ids = encode(list(LABELS)), encode([str(digit) for digit in range(10)])
+    batch_size, steps = config.check_batch_size, config.check_steps
+    schedule = Schedule(
+        peak=config.check_learning_rate, kind="linear", warmup=20, horizon=max(config.check_steps, 21), floor=0.1
+    )
+    trained = list(model.parameters())
+    optimizer = torch.optim.AdamW(trained, lr=schedule(0), betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    found = claims(steps * batch_size, seed + 2, encoder.tokenizer)
+    model.train()
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = schedule(step)
+        loss = _check_loss(model, encoder, found[step * batch_size : (step + 1) * batch_size], label_ids, digit_ids)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if progress is not None:
+            progress(loss.item())
+    model.eval()
+
+
+def _check_loss(
+    model: nn.Module, encoder: PromptEncoder, batch: Sequence[Claims], label_ids: list[int], digit_ids: list[int]
+) -> Tensor:
+    """The mean cross-entropy of the labels plus that of the digits, both at the ends of the lines."""
+    examples = [one.example for one in batch]
+    inputs = collate(examples, encoder, encoder.tokenizer.pad_token_id).inputs
+    begins = [len(encoder.encode(example.problem).input_ids) for example in examples]
+    rows = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor([len(one.digits) for one in batch]))
+    columns = np.concatenate([begin + example.positions for begin, example in zip(begins, examples)])
+    hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[rows, torch.from_numpy(columns).long()]
+    words = model.get_output_embeddings().weight
+    labels = torch.from_numpy(np.concatenate([example.labels for example in examples]))
+    digits = torch.tensor([digit for one in batch for digit in one.digits])
+    judged = step_losses(hidden @ words[label_ids].T, labels).mean()
+    return judged + F.cross_entropy(hidden @ words[digit_ids].T, digits)
