@@ -56,8 +56,8 @@ class DataConfig:
 
 @section
 class PretrainConfig:
-    """Fitting of the tiny model before the run proper: its image tower alone, then tower and language together, then the
-    judging of readings.
+    """Fitting of the tiny model before the run proper: its image tower alone, then tower and language together, then
+    the judging of readings.
 
     Small batches pay: at a rate of 3e-3, 250 steps of 32 read 95% of the tiles and 130 steps of 64 read 67%.
     """
@@ -118,9 +118,9 @@ class StepsConfig:
 
 @section
 class AnnotateConfig:
-    """Step labels by Monte Carlo: `solutions` of each of `problems` training problems, sampled as rollouts are, and up to
-    `completions` from the end of every step, at `temperature`. `held_out` validation problems are labelled alike, to
-    judge the process reward model by.
+    """Step labels by Monte Carlo: `solutions` of each of `problems` training problems, sampled as rollouts are, and up
+    to `completions` from the end of every step, at `temperature`. `held_out` validation problems are labelled alike,
+    to judge the process reward model by.
 
     `mode`: "hard" (until the first right completion), "soft" (all, their share) or "binary" (search for the first
     error).

@@ -50,6 +50,10 @@ def _compose(rng: random.Random, *, id: str, split: str, family: str, tiles: int
     drawn = scatter(rng, tiles, scans(split))
     operands = drawn[: len(_signs(family)) + 1]
     steps, answer = _solve(family, operands)
+    if worked:  # tiles may be read in any order: a problem has several right solutions
+        readings = steps[: len(operands)]
+        rng.shuffle(readings)
+        steps[: len(operands)] = readings
     return Problem(
         id=id,
         question=_question(family, [tile.colour for tile in operands]),
