@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mstar_engine.evolve import loop
+from mstar_engine.evolve import loop, process_reward
 from mstar_engine.evolve.pipeline import Pipeline
+from mstar_engine.reward.label_file import LabelWriter
+from mstar_engine.reward.prm_checkpoint import load_prm
 from mstar_engine.rollout.engine import RolloutEngine
 from mstar_engine.rollout_file import RolloutWriter, read_rollouts
 from mstar_engine.run import main
@@ -50,12 +52,15 @@ def outcome(directory: Path) -> dict:
         for key in TIMED & set(entry):
             del entry[key]
     del summary["seconds"]
+    del summary["prm"]["annotation"]  # what it cost: an interruption costs what was in flight
     rollouts = {
-        path.name: pq.read_table(path).to_pylist() for path in sorted((directory / "rollouts").glob("*.parquet"))
+        path.name: pq.read_table(path).to_pylist()
+        for folder in ("rollouts", "annotations")
+        for path in sorted((directory / folder).glob("*.parquet"))
     }
     tensors = {
         f"{name}/{key}": value
-        for name in ("final/model.safetensors", "final/optimizer.safetensors")
+        for name in ("prm/model.safetensors", "final/model.safetensors", "final/optimizer.safetensors")
         for key, value in load_file(directory / "checkpoints" / name).items()
     }
     return {"summary": summary, "rollouts": rollouts, "tensors": tensors}
@@ -106,6 +111,54 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     assert not list(finished.rglob("*.pt")) + list(finished.rglob("*.bin")) + list(finished.rglob("*.pkl"))
 
 
+def test_process_rewards_are_where_they_are_promised(finished: Path) -> None:
+    """Labels with their counts, a checkpoint that loads without being told its form, scores on every response."""
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["prm"]["labels"] == sum(len(row["labels"]) for row in annotations(finished, "train"))
+    assert {"auc", "f1", "macro_f1", "balance"} <= summary["prm"]["held_out"].keys()
+    annotation = summary["prm"]["annotation"]
+    drawn = [row for name in ("train", "held_out") for row in annotations(finished, name)]
+    assert annotation["drawn"] == sum(mc["n"] for row in drawn for mc in row["mc"][:-1])
+    # The ideal: each prompt once, each distinct solution once, up to the token before its last fork.
+    prompts = {row["problem_id"]: row["prompt_length"] for row in drawn if len(row["step_ends"]) > 1}
+    stems = [row["step_ends"][-2] - 1 for row in drawn if len(row["step_ends"]) > 1]
+    assert annotation["prefill_tokens"] == sum(prompts.values()) + sum(stems)
+    for entry in summary["evolve"]:
+        assert 0 <= entry["reward_pass_at_2"]["value"] <= entry["pass_at_k"]["value"]
+        assert {tuple(row) for row in entry["verifier"].values()} == {("majority", "weighted", "best_of_n")}
+    prm = load_prm(finished / "checkpoints" / "prm")
+    groups = read_rollouts(finished / "rollouts" / "iteration_0001.parquet")
+    responses = [response for group in groups for response in group.responses]
+    for response in responses:
+        assert len(response.step_scores) == len(prm.step_ends(response))
+        assert response.score == pytest.approx(min(response.step_scores, default=0.0))
+    measured = read_rollouts(finished / "rollouts" / "validation_0001.parquet")
+    assert all(response.score is not None for group in measured for response in group.responses)
+
+
+def annotations(directory: Path, name: str) -> list[dict]:
+    return pq.read_table(directory / "annotations" / f"{name}.parquet").to_pylist()
+
+
+def test_a_given_process_reward_model_scores_as_it_is(finished: Path, tmp_path: Path) -> None:
+    """Without the stages annotate and prm, the checkpoint that the configuration names does the scoring."""
+    directory, checkpoints = tmp_path / "given", finished / "checkpoints"
+    given = f"prm.model_name_or_path={checkpoints / 'prm'}"
+    policy = f"model.model_name_or_path={checkpoints / 'warmup'}"
+    assert run(directory, policy, given, "stages=[evolve,evaluate,report]") == 0
+    assert json.loads((directory / "summary.json").read_text())["prm"] is None
+    groups = read_rollouts(directory / "rollouts" / "iteration_0001.parquet")
+    assert all(response.score is not None for group in groups for response in group.responses)
+
+
+def test_selection_by_score_needs_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said before the directory is taken, with what would do."""
+    assert run(tmp_path / "new", "stages=[pretrain,warmup,evolve]") == 1
+    message = capsys.readouterr().err
+    assert "select.kind=top_k" in message and "prm.model_name_or_path" in message and message.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
 def test_checkpoints_are_ordinary_directories(finished: Path) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -144,8 +197,15 @@ INTERRUPTIONS = {
     "pretraining": (Trainer, "step", 1),
     "warm-up": (Trainer, "step", 3),
     "measuring the warm-up": (Pipeline, "_measure", 1),
-    "first rollouts": (RolloutWriter, "write", 1),
-    "between rollouts and training": (RolloutWriter, "finish", 1),
+    "rollouts of the warm-up's measurement": (RolloutWriter, "write", 1),
+    "between two measurements": (RolloutWriter, "finish", 1),
+    "solutions to label": (RolloutWriter, "finish", 3),
+    "labelling steps": (LabelWriter, "write", 1),
+    "between the two label files": (LabelWriter, "finish", 1),
+    "fitting the process reward model": (Trainer, "step", 5),
+    "judging the process reward model": (process_reward, "step_quality", 0),
+    "before the process reward model's journal entry": (process_reward.ProcessReward, "fitted", 0),
+    "between rollouts and training": (loop.Evolution, "_improve", 0),
     "measuring the second iteration": (loop, "measure_policy", 1),
     "final measurement": (Pipeline, "_measure", 4),
 }
@@ -268,7 +328,10 @@ def test_another_configuration_is_refused(finished: Path, capsys: pytest.Capture
         ("rollout.n=many", "rollout.n"),
         ("rollout.max_rows=2", "rollout.max_rows"),
         ("evaluate.pass_at_k_n=500", "evaluate"),
-        ("select.kind=top_k", "select.kind"),
+        ("select.kind=best", "select.kind"),
+        ("select.kind=threshold", "select.alpha"),
+        ("annotate.mode=easy", "annotate.mode"),
+        ("prm.reduction=max", "prm.reduction"),
         ("data.dataset_name=foo", "data.dataset_name"),
         ("model.attn_implementation=flash_attention_2", "model.attn_implementation"),
         ("rollout.temperature=-1", "rollout.temperature"),

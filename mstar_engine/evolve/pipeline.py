@@ -17,7 +17,7 @@ from mstar_engine.data.sources import DataSet
 from mstar_engine.evolve.loop import Evolution, evolve, interval, show_step
 from mstar_engine.evolve.measure import Measurement, measure_policy
 from mstar_engine.evolve.policy import Policy
-from mstar_engine.evolve.process_reward import ProcessReward, prm_path, refuse_without_prm, scoring_model
+from mstar_engine.evolve.process_reward import ProcessReward, scoring_model
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.models.tiny import build_tiny
 from mstar_engine.report.html import write_report
@@ -51,7 +51,6 @@ class Pipeline:
         self._policy: Policy | None = None
         for name in ("base", "warmup", "prm", "final"):
             recover(self._checkpoint(name))
-        refuse_without_prm(config, run.path)
 
     def execute(self) -> dict[str, Any]:
         """Do every configured stage that is not done yet; returns the summary, which is also written after each."""
@@ -134,8 +133,7 @@ class Pipeline:
 
     def prm(self) -> None:
         """Fit the process reward model to the labels."""
-        if not prm_path(self.run.path).exists() or self.run.journal.last("prm") is None:
-            self.rewards.fit(self._warmed_up().processor)
+        self.rewards.fit(self._warmed_up().processor)
 
     def evolve(self) -> None:
         """The self-evolving iterations."""

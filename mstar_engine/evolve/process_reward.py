@@ -18,7 +18,7 @@ from mstar_engine.reward.label_file import LabelWriter, read_labels
 from mstar_engine.reward.prm import ProcessRewardModel
 from mstar_engine.reward.prm_checkpoint import load_prm, refuse_other_processor
 from mstar_engine.run_directory import RunDirectory
-from mstar_engine.train.prm import class_balance, fit_prm, new_prm, save_prm, step_examples, step_quality
+from mstar_engine.train.prm import StepQuality, class_balance, fit_prm, new_prm, save_prm, step_examples, step_quality
 from mstar_engine.train.schedule import schedule_of
 from mstar_engine.types import Group, LabelledSolution, Problem, SamplingParams
 
@@ -91,24 +91,30 @@ class ProcessReward:
                 seed=config.seed,
                 progress=lambda step: phase.advance(note=f"loss {step.loss:.3f}"),
             )
-        quality, balance = step_quality(prm, held_out, solutions), class_balance(solutions)
+        quality = step_quality(prm, held_out, solutions)
         save_prm(prm_path(self.run.path), prm, form)
+        self.fitted(solutions, loss, quality)
+
+    def fitted(self, solutions: Sequence[LabelledSolution], loss: float, quality: StepQuality) -> None:
+        """Say how the fitting went, in the journal and on the terminal."""
+        config, counted = self.config.prm, class_balance(solutions)
+        share = counted.positive / counted.steps
         self.run.journal.append(
             "prm",
-            model=start,
-            head=prm_config.head,
-            targets=prm_config.targets,
-            labels=balance.steps,
+            model=config.model_name_or_path,
+            head=config.head,
+            targets=config.targets,
+            labels=counted.steps,
             problems=len({one.problem.id for one in solutions}),
             responses=len(solutions),
-            balance=balance.positive / balance.steps,
+            balance=share,
             loss=loss,
             held_out=quality,
         )
         auc, f1 = ("undefined" if value is None else f"{value:.3f}" for value in (quality.auc, quality.f1))
         self.progress.say(
-            f"prm: {balance.steps:,} labels, {100 * balance.positive / balance.steps:.0f}% right; held out: step AUC "
-            f"{auc}, F1 {f1}, macro-F1 {quality.macro_f1:.3f}"
+            f"prm: {counted.steps:,} labels, {100 * share:.0f}% right; held out: step AUC {auc}, F1 {f1}, "
+            f"macro-F1 {quality.macro_f1:.3f}"
         )
 
     def read(self, name: str, tokenizer: Any) -> list[LabelledSolution]:

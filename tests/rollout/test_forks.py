@@ -26,7 +26,7 @@ def one_thread():
 
 @dataclass
 class Rounds:
-    """A plan that asks in rounds: `counts[r]` completions of an offset in round r, the next when the one before ended."""
+    """Asks in rounds: `counts[r]` completions of an offset in round r, the next when the one before has ended."""
 
     problem: Problem
     stems: list[np.ndarray]
