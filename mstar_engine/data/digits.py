@@ -49,14 +49,13 @@ def _compose(rng: random.Random, *, id: str, split: str, family: str, tiles: int
     """Draw one problem of a family on an image of `tiles` tiles with scans of `split`."""
     drawn = scatter(rng, tiles, scans(split))
     operands = drawn[: len(_signs(family)) + 1]
+    asked = [tile.colour for tile in operands]
+    if worked and all(sign > 0 for sign in _signs(family)):  # a sum in any order: it has several right solutions
+        rng.shuffle(operands)
     steps, answer = _solve(family, operands)
-    if worked:  # tiles may be read in any order: a problem has several right solutions
-        readings = steps[: len(operands)]
-        rng.shuffle(readings)
-        steps[: len(operands)] = readings
     return Problem(
         id=id,
-        question=_question(family, [tile.colour for tile in operands]),
+        question=_question(family, asked),
         images=(render(drawn),),
         gold=str(answer),
         source=family if tiles <= TILES[1] else f"{family}-{tiles}-tiles",
