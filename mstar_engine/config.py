@@ -75,11 +75,15 @@ class PretrainConfig:
 
 @section
 class WarmupConfig:
-    """Supervised training on demonstrations: gives the policy its output format. `max_steps` -1: the epochs decide."""
+    """Supervised training on demonstrations: gives the policy its output format. `max_steps` -1: the epochs decide.
 
-    max_steps: Annotated[int, Field(ge=-1)] = 200
+    The default stops where the policy gets somewhat under half of the problems right: completions from a much weaker
+    one say little about a step.
+    """
+
+    max_steps: Annotated[int, Field(ge=-1)] = 900
     num_train_epochs: Rate = 1.0
-    per_device_train_batch_size: Count = 32
+    per_device_train_batch_size: Count = 16
     learning_rate: Rate = 8e-4
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "linear"
     warmup_steps: CountOrOff = 10
@@ -89,7 +93,7 @@ class WarmupConfig:
 class RolloutConfig:
     """How the policy samples, and the room it has for keys and values (`kv_cache_memory` in bytes, at least a MiB)."""
 
-    n: Count = 8
+    n: Count = 16
     temperature: NonNegative = 1.0
     top_k: CountOrOff = 0
     top_p: PositiveShare = 1.0
@@ -126,7 +130,7 @@ class AnnotateConfig:
     error).
     """
 
-    problems: Count = 400
+    problems: Count = 500
     held_out: Count = 64
     solutions: Count = 4
     mode: Literal["hard", "soft", "binary"] = "hard"
@@ -147,11 +151,11 @@ class PrmConfig:
     head: Literal["label_tokens", "two_class", "scalar"] = "label_tokens"
     targets: Literal["hard", "soft"] = "hard"
     reduction: Literal["min", "mean", "product", "last"] = "min"
-    learning_rate: Rate = 5e-4
+    learning_rate: Rate = 1e-3
     num_train_epochs: Count = 4
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "linear"
     warmup_steps: CountOrOff = 10
-    per_device_train_batch_size: Count = 64
+    per_device_train_batch_size: Count = 32
     weight_decay: NonNegative = 0.05
 
 
@@ -189,7 +193,7 @@ class TrainConfig:
     (on the method's clock) end the training and are the horizon of the schedules that need one; -1 is no limit.
     """
 
-    learning_rate: Rate = 6e-4
+    learning_rate: Rate = 2e-4
     num_train_epochs: Count = 2
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
     warmup_steps: CountOrOff = 0
@@ -199,7 +203,7 @@ class TrainConfig:
     weight_decay: NonNegative = 0.0
     max_grad_norm: NonNegative = 1.0
     adam_beta1: Momentum = 0.9
-    adam_beta2: Momentum = 0.999
+    adam_beta2: Momentum = 0.98
 
     @field_validator("max_steps")
     @classmethod
@@ -216,8 +220,8 @@ class EvolveConfig:
     """The loop. `interval`: the labelled problems of one iteration, as a share (0.25, 1.0) or a number (200)."""
 
     method: Literal["continuous", "iterative_rft", "rest_em"] = "continuous"
-    iterations: Count = 8
-    interval: PositiveShare | Annotated[int, Field(ge=2)] = 0.25
+    iterations: Count = 6
+    interval: PositiveShare | Annotated[int, Field(ge=2)] = 0.125
 
     @field_validator("interval", mode="before")
     @classmethod

@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mstar_engine.config_parse import ConfigError, dump_config, load_config
@@ -43,6 +45,25 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, RunConfig]:
     return options, load_config(recipes[0] if recipes else None, overrides)
 
 
+def busy_share(seconds: float = 0.3) -> float:
+    """How busy the machine's processors are at this moment, 0 to 1; 0 where /proc/stat does not say.
+
+    The load average will not do: it is still high when a machine has just been busy, installing this package, say.
+    """
+
+    def ticks() -> tuple[int, int]:
+        fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+        return sum(fields), fields[3] + fields[4]
+
+    try:
+        before = ticks()
+        time.sleep(seconds)
+        total, idle = (now - then for now, then in zip(ticks(), before))
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return 1 - idle / total if total else 0.0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; returns the process's exit status: 0 done, 1 stopped by an error, 2 refused before work, 130 interrupted."""
     try:
@@ -59,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if os.getloadavg()[0] > 0.5 * len(os.sched_getaffinity(0)):
+    if busy_share() > 0.25:
         # On a machine that is busy already, threads that spin while they wait hold up the ones they wait for.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
