@@ -78,17 +78,19 @@ def measure_policy(
     if writer is not None:
         writer.finish()
     groups.sort(key=lambda group: order[group.problem.id])
+    return measurement(groups, k, seed, scored=prm is not None and samples > 0), groups
+
+
+def measurement(groups: Sequence[Group], k: int, seed: int, scored: bool) -> Measurement:
+    """What judged groups say, whose first response is the greedy one; `scored`: every response has a score."""
     greedy = [replace(group, responses=group.responses[:1]) for group in groups]
+    samples = len(groups[0].responses) - 1
     sampled = [replace(group, responses=group.responses[1:]) for group in groups] if samples else []
-    scored = prm is not None and samples > 0
-    return (
-        Measurement(
-            greedy=greedy_accuracy(greedy),
-            pass_at_1=sample_accuracy(sampled, seed) if sampled else None,
-            pass_at_k=pass_at_k(sampled, k) if sampled else None,
-            unbiased_pass_at_k=unbiased_pass_at_k(sampled, k, seed) if sampled else None,
-            reward_pass_at_2=reward_pass_at_k(sampled, 2) if scored and samples > 1 else None,
-            verifier=verifier_table(sampled, [2**i for i in range(samples.bit_length())]) if scored else None,
-        ),
-        groups,
+    return Measurement(
+        greedy=greedy_accuracy(greedy),
+        pass_at_1=sample_accuracy(sampled, seed) if sampled else None,
+        pass_at_k=pass_at_k(sampled, k) if sampled else None,
+        unbiased_pass_at_k=unbiased_pass_at_k(sampled, k, seed) if sampled else None,
+        reward_pass_at_2=reward_pass_at_k(sampled, 2) if scored and samples > 1 else None,
+        verifier=verifier_table(sampled, [2**i for i in range(samples.bit_length())]) if scored and sampled else None,
     )

@@ -14,14 +14,16 @@ import torch
 
 from mstar_engine.config import RunConfig
 from mstar_engine.data.sources import DataSet
-from mstar_engine.evolve.loop import Evolution, evolve, interval, show_step
-from mstar_engine.evolve.measure import Measurement, measure_policy
+from mstar_engine.evolve.loop import Evolution, evolve, interval, plain_table, show_step
+from mstar_engine.evolve.measure import Measurement, measure_policy, measurement
 from mstar_engine.evolve.policy import Policy
 from mstar_engine.evolve.process_reward import ProcessReward, scoring_model
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.models.tiny import build_tiny
 from mstar_engine.report.html import write_report
 from mstar_engine.report.progress import Progress
+from mstar_engine.reward.prm import ProcessRewardModel
+from mstar_engine.rollout_file import read_rollouts
 from mstar_engine.run_directory import RunDirectory
 from mstar_engine.train.checkpoint import recover, save_checkpoint
 from mstar_engine.train.collate import imitate
@@ -140,6 +142,8 @@ class Pipeline:
         policy = self._warmed_up()
         policy.trainer.schedule = self._evolve_schedule()
         prm = scoring_model(self.config, self.run.path, policy.processor)
+        if prm is not None:
+            self._score_warmup(prm)
 
         def measured(entry: dict[str, Any]) -> None:
             self.summary["evolve"] = evolution.entries
@@ -151,6 +155,18 @@ class Pipeline:
         evolve(evolution, self.config.evolve.iterations)
         self.summary["evolve"] = evolution.entries
         policy.save(self._checkpoint("final"))
+
+    def _score_warmup(self, prm: ProcessRewardModel) -> None:
+        """Score what the warmed-up policy was measured by: the curves of the scorer begin where the others do."""
+        path = self.run.path / "rollouts" / "validation_0000.parquet"
+        if self.summary["warmup"] is None or self.run.journal.last("warmup_rewards") is not None or not path.exists():
+            return
+        groups = list(prm.scored(read_rollouts(path, {problem.id: problem for problem in self.data.validation})))
+        found = measurement(groups, self.config.evaluate.pass_at_k, self.config.seed, scored=True)
+        self.run.journal.append(
+            "warmup_rewards", reward_pass_at_2=found.reward_pass_at_2, verifier=plain_table(found.verifier)
+        )
+        self._read_back()
 
     def evaluate(self) -> None:
         """Greedy accuracy of the final policy on problems that no stage has looked at."""
@@ -214,6 +230,9 @@ class Pipeline:
             event = self.run.journal.last(name)
             if event is not None:
                 self.summary[name] = {key: value for key, value in event.items() if key not in ("time", "event")}
+        scored = self.run.journal.last("warmup_rewards")
+        if scored is not None and self.summary["warmup"] is not None:
+            self.summary["warmup"] |= {key: scored[key] for key in ("reward_pass_at_2", "verifier")}
         entries = {event["iteration"]: event for event in self.run.journal.events if event["event"] == "iteration"}
         self.summary["evolve"] = [
             {key: value for key, value in entries[i].items() if key not in ("time", "event")} for i in sorted(entries)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from mstar_engine.config import RunConfig
 from mstar_engine.evolve.policy import Policy
 from mstar_engine.report.progress import Phase, Progress
@@ -189,7 +191,10 @@ class ProcessReward:
                         cost.add(batch)
                 finally:
                     self.run.journal.append("annotate", set=name, **cost.fields())
-            writer.finish()
+            labels = pq.read_table(writer.finish(), columns=["labels"])["labels"].to_pylist()
+        right = [label > 0 for one in labels for label in one]
+        share = f", {100 * sum(right) / len(right):.0f}% of them right" if right else ""
+        self.progress.say(f"annotate: {name}: {len(right):,} steps of {len(labels):,} solutions labelled{share}")
 
 
 class _Cost:

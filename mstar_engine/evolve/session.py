@@ -102,6 +102,7 @@ def dry_run(config: RunConfig) -> int:
         "prompt": f"{len(prompt.input_ids)} tokens (first problem), images included",
         "iterations": f"{iterations} x {chunk} problems x {rollout.n} responses"
         f" = {iterations * chunk * rollout.n:,} responses",
+        "step labels": step_labels(config),
         "K/V cache": f"{shape.bytes_per_token:,} bytes a token; at most "
         f"{rollout.max_rows * longest * shape.bytes_per_token / 2**20:.0f} MiB for {rollout.max_rows} rows",
         "weights": f"{parameters * shape.dtype.itemsize / 2**20:.0f} MiB, with AdamW "
@@ -111,6 +112,17 @@ def dry_run(config: RunConfig) -> int:
     for name, value in lines.items():
         print(f"{name + ':':12} {value}")
     return 0
+
+
+def step_labels(config: RunConfig) -> str:
+    """What annotation would sample, in words."""
+    if "annotate" not in config.stages:
+        return "none"
+    annotate = config.annotate
+    return (
+        f"{annotate.problems} + {annotate.held_out} problems x {annotate.solutions} solutions, {annotate.mode}, "
+        f"up to {annotate.completions} completions a step"
+    )
 
 
 def _percent(estimate: dict[str, float] | Any) -> str:
