@@ -126,6 +126,8 @@ class ProblemAnnotation:
         for completion in completions:
             step.n += 1
             step.correct += self._right(solution, fork.offset, completion)
+        if step.n < step.asked:
+            return []  # the rest of them is on its way
         step.decided = step.n >= self.completions or (self.mode != "soft" and step.correct > 0)
         if not step.decided:
             return [self._ask(fork.stem, at, 1)]

@@ -7,6 +7,7 @@ meanwhile, so a fork costs nothing but its own tokens.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -39,7 +40,8 @@ class ForkPlan(Protocol):
     """What one problem wants drawn below its stems; decides as completions come back.
 
     `stems` int32 token ids each, `offsets` the ascending places (tokens before the fork) at which each may be forked,
-    `fork_rows` the most completions that are asked for at one time.
+    `fork_rows` the most completions that are asked for at one time. Where rows or memory are fewer, forks wait their
+    turn, and a fork of many samples may come back in parts.
     """
 
     problem: Problem
@@ -52,18 +54,23 @@ class ForkPlan(Protocol):
         ...
 
     def ended(self, fork: Fork, completions: Sequence[Response]) -> list[Fork]:
-        """A fork's completions, in the order of its samples; the forks wanted next."""
+        """The completions of a fork or of a part of it, in the order of its samples; the forks wanted next."""
         ...
 
 
 @dataclass(slots=True)
 class _Held:
-    """A problem whose tree is in the cache or on its way there; `open` counts its forks that have not ended."""
+    """A problem whose tree is in the cache or on its way there.
+
+    `rows` are the most completions that it may draw at one time, `alive` those that it draws, `queue` what waits.
+    """
 
     plan: ForkPlan
     item: Pending
     handle: int
-    open: int = 0
+    rows: int
+    alive: int = 0
+    queue: deque[Fork] = field(default_factory=deque)
 
 
 @dataclass(slots=True)
@@ -74,7 +81,7 @@ class _Child:
 
 @dataclass
 class ForkWave(Wave):
-    """Runs fork plans on one scheduler and one cache; `waiting` holds what has not begun."""
+    """Runs fork plans on one scheduler and one cache."""
 
     held: dict[int, _Held] = field(default_factory=dict)
     children: dict[int, _Child] = field(default_factory=dict)
@@ -83,7 +90,7 @@ class ForkWave(Wave):
         """Yields the plans that are over, those of one step together."""
         engine = self.engine
         worst = max(self._tree_blocks(plan, item) for plan, item in plans)
-        least = min(plan.fork_rows for plan, _ in plans)
+        least = min(self._rows(plan, item) for plan, item in plans)
         together = min(len(plans), max(1, engine.max_rows // least))
         cache = engine.take_cache(min(engine.most_blocks(), together * worst))
         nodes = 2 * together * max(1 + sum(1 + len(offsets) for offsets in plan.offsets) for plan, _ in plans)
@@ -109,68 +116,84 @@ class ForkWave(Wave):
                 self._fork(scheduler, runner, held, held.plan.begin(), over)
             for handle in scheduler.finished():
                 child = self.children.pop(handle)
-                child.held.open -= 1
+                child.held.alive -= len(child.fork.samples)
                 group = self._group(scheduler, handle)
                 self._fork(scheduler, runner, child.held, child.held.plan.ended(child.fork, group.responses), over)
             if over:
                 yield over
 
     def _hold(self, scheduler: _C.Scheduler, plan: ForkPlan, item: Pending) -> None:
+        rows = self._rows(plan, item)
         try:
             item.handle = scheduler.hold(
                 prompt_length=len(item.prompt.input_ids),
                 stems=[np.ascontiguousarray(stem, np.int32) for stem in plan.stems],
                 offsets=[np.asarray(offsets, np.int32) for offsets in plan.offsets],
-                fork_rows=plan.fork_rows,
+                fork_rows=rows,
                 max_tokens=max(1, item.params.max_tokens - min(min(offsets) for offsets in plan.offsets)),
             )
         except ValueError as error:
             raise ValueError(f"rollout: problem {plan.problem.id}: {error}") from error
         self.live[item.handle] = item
-        self.held[item.handle] = _Held(plan, item, item.handle)
+        self.held[item.handle] = _Held(plan, item, item.handle, rows)
         self.stats.prompt_tokens += len(item.prompt.input_ids)
 
     def _fork(
         self, scheduler: _C.Scheduler, runner: ModelRunner, held: _Held, forks: list[Fork], over: list[ForkPlan]
     ) -> None:
-        """Start `forks`; a problem that wants none and waits for none gives its tree back."""
-        params = held.item.params
-        for fork in forks:
-            n = len(fork.samples)
-            handle = scheduler.fork(
-                held.handle,
-                stem=fork.stem,
-                offset=fork.offset,
-                max_tokens=max(1, params.max_tokens - fork.offset),
-                seed=params.seed,
-                problem=problem_key(held.plan.problem.id),
-                samples=np.asarray(fork.samples, np.int32),
-                temperature=np.full(n, params.temperature, np.float32),
-                top_k=np.full(n, params.top_k, np.int32),
-                top_p=np.full(n, params.top_p, np.float32),
-                min_p=np.full(n, params.min_p, np.float32),
-            )
-            runner.share_rotary(held.handle, handle)
-            samples = np.asarray(fork.samples, np.int32)
-            self.live[handle] = replace(
-                held.item,
-                params=replace(params, n=n),
-                temperatures=np.full(n, params.temperature, np.float32),
-                samples=samples,
-                handle=handle,
-            )
-            self.children[handle] = _Child(held, fork)
-            held.open += 1
-        if not held.open:
+        """Start `forks` as far as there are rows; a problem that wants nothing more gives its tree back."""
+        held.queue.extend(forks)
+        while held.queue and held.alive < held.rows:
+            fork = held.queue.popleft()
+            room = held.rows - held.alive
+            if len(fork.samples) > room:
+                held.queue.appendleft(replace(fork, samples=fork.samples[room:]))
+                fork = replace(fork, samples=fork.samples[:room])
+            self._start(scheduler, runner, held, fork)
+        if not held.alive:
             scheduler.release(held.handle)
             del self.held[held.handle], self.live[held.handle]
             over.append(held.plan)
 
+    def _start(self, scheduler: _C.Scheduler, runner: ModelRunner, held: _Held, fork: Fork) -> None:
+        params, n = held.item.params, len(fork.samples)
+        samples, temperatures = np.asarray(fork.samples, np.int32), np.full(n, params.temperature, np.float32)
+        handle = scheduler.fork(
+            held.handle,
+            stem=fork.stem,
+            offset=fork.offset,
+            max_tokens=max(1, params.max_tokens - fork.offset),
+            seed=params.seed,
+            problem=problem_key(held.plan.problem.id),
+            samples=samples,
+            temperature=temperatures,
+            top_k=np.full(n, params.top_k, np.int32),
+            top_p=np.full(n, params.top_p, np.float32),
+            min_p=np.full(n, params.min_p, np.float32),
+        )
+        runner.share_rotary(held.handle, handle)
+        self.live[handle] = replace(
+            held.item, params=replace(params, n=n), temperatures=temperatures, samples=samples, handle=handle
+        )
+        self.children[handle] = _Child(held, fork)
+        held.alive += n
+
+    def _rows(self, plan: ForkPlan, item: Pending) -> int:
+        """Completions of a problem that can be drawn at one time: as many as asked, places and memory allow."""
+        trunk, row = self._blocks_of(plan, item)
+        room = (self.engine.most_blocks() - trunk) // row
+        return max(1, min(plan.fork_rows, self.engine.max_rows, room))
+
     def _tree_blocks(self, plan: ForkPlan, item: Pending) -> int:
         """Blocks of a problem's worst case, as the scheduler counts them."""
+        trunk, row = self._blocks_of(plan, item)
+        return trunk + self._rows(plan, item) * row
+
+    def _blocks_of(self, plan: ForkPlan, item: Pending) -> tuple[int, int]:
+        """Blocks of a problem's prompt and stems, and of one completion at its longest."""
         size, prompt = self.engine.block_size, len(item.prompt.input_ids)
         stems = sum(-(-(prompt % size + len(stem)) // size) for stem in plan.stems)
-        return prompt // size + stems + plan.fork_rows * -(-(size - 1 + item.params.max_tokens) // size) + 1
+        return prompt // size + stems + 1, -(-(size - 1 + item.params.max_tokens) // size)
 
 
 def complete(

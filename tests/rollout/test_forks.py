@@ -157,6 +157,21 @@ def test_a_tree_that_cannot_fit_names_its_problem() -> None:
     engine = engine_for("llava", max_rows=64, kv_cache_memory=2048)
     with pytest.raises(ValueError, match=r"rollout: problem p0: .*max_sequence_length=16"):
         run(engine, plans(1, (4,)), SamplingParams(max_tokens=MAX_TOKENS))
-    engine = engine_for("llava", max_rows=2)
-    with pytest.raises(ValueError, match=r"rollout: problem p0: fork_rows=12"):
-        run(engine, plans(1, (4,)), SamplingParams(max_tokens=MAX_TOKENS))
+
+
+def test_where_rows_or_memory_are_few_forks_wait_their_turn() -> None:
+    """A fork of more samples than there are rows comes back in parts; what is drawn does not change."""
+
+    def tokens(**options) -> dict:
+        asked = plans(3, (5,))
+        for plan in asked:  # parts of a fork end one by one: nothing more is asked for then
+            plan.ended = lambda fork, found, plan=plan: [
+                plan.found.__setitem__((fork.stem, fork.offset, one.sample), one) for one in found
+            ][:0]
+        run(engine_for("llava", **options), asked, SamplingParams(max_tokens=MAX_TOKENS, seed=3))
+        return {(plan.problem.id, *key): one.token_ids.tolist() for plan in asked for key, one in plan.found.items()}
+
+    whole = tokens(max_rows=64)
+    assert len(whole) == 5 * sum(len(offsets) for plan in plans(3, (5,)) for offsets in plan.offsets)
+    assert tokens(max_rows=3) == whole
+    assert tokens(max_rows=64, kv_cache_memory=100 << 10) == whole
