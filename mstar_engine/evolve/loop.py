@@ -245,7 +245,7 @@ def interval(problems: Sequence[Problem], share: float | int, iteration: int, se
 
 def iteration_seed(seed: int, iteration: int) -> int:
     """The sampling seed of an iteration: a problem met again in a later pass is answered with fresh draws."""
-    return seed * 1_000_003 + iteration + 1
+    return (seed * 1_000_003 + iteration + 1) % 2**63
 
 
 def selected_examples(groups: Sequence[Group]) -> list[TrainingExample]:

@@ -13,12 +13,15 @@ import pyarrow.parquet as pq
 
 from mstar_engine.config import RunConfig
 from mstar_engine.evolve.policy import Policy
+from mstar_engine.models.loading import load_config_of
 from mstar_engine.report.progress import Phase, Progress
 from mstar_engine.reward.annotate import ProblemAnnotation, annotate
 from mstar_engine.reward.answers import judge
+from mstar_engine.reward.forms import form_named
 from mstar_engine.reward.label_file import LabelWriter, read_labels
 from mstar_engine.reward.prm import ProcessRewardModel
 from mstar_engine.reward.prm_checkpoint import load_prm, refuse_other_processor
+from mstar_engine.rollout.stats import RolloutStats
 from mstar_engine.run_directory import RunDirectory
 from mstar_engine.train.prm import StepQuality, class_balance, fit_prm, new_prm, save_prm, step_examples, step_quality
 from mstar_engine.train.schedule import schedule_of
@@ -54,9 +57,9 @@ class ProcessReward:
     def annotate(self, policy: Policy) -> None:
         """Label the steps of fresh solutions of both problem sets by completions of the warmed-up policy."""
         for number, name in enumerate(SETS):
-            seed = 2**40 + 2 * self.config.seed * 1_000_003 + number
+            seed = (2**40 + 2 * self.config.seed * 1_000_003 + number) % 2**63
             groups = self._solutions(policy, name, seed)
-            self._labels(policy, name, groups, seed + 2**41)
+            self._labels(policy, name, groups, (seed + 2**41) % 2**63)
 
     def fit(self, policy_processor: Any) -> None:
         """Fit the process reward model to the labels, judge it on the held-out ones, and save it."""
@@ -204,6 +207,7 @@ class _Cost:
         self.phase = phase
         self.policy = policy
         self.problems = self.drawn = 0
+        policy.engine.stats = RolloutStats()
 
     def add(self, batch: Sequence[ProblemAnnotation]) -> None:
         """Some problems are done."""
@@ -219,11 +223,10 @@ class _Cost:
     def fields(self) -> dict[str, Any]:
         """For the journal."""
         stats = self.policy.engine.stats
-        worked = self.drawn > 0
         return {
             "drawn": self.drawn,
-            "prefill_tokens": stats.prefill_tokens + stats.extend_tokens if worked else 0,
-            "decode_tokens": stats.decode_tokens if worked else 0,
+            "prefill_tokens": stats.prefill_tokens + stats.extend_tokens,
+            "decode_tokens": stats.decode_tokens,
             "seconds": round(self.phase.seconds, 3),
         }
 
@@ -231,12 +234,11 @@ class _Cost:
 def scoring_model(config: RunConfig, run: Path, policy_processor: Any) -> ProcessRewardModel | None:
     """The process reward model of a run: the one it fitted, else the checkpoint it names, else None.
 
-    ValueError when selection needs scores and there is none, or when it reads other tokens or images than the policy.
+    ValueError when it reads other tokens or images than the policy.
     """
     prm = config.prm
     fitted = prm_path(run)
     if not fitted.exists() and prm.model_name_or_path == POLICY:
-        refuse_without_prm(config, run)
         return None
     options: dict[str, Any] = {
         "delimiter": config.steps.delimiter,
@@ -253,11 +255,24 @@ def scoring_model(config: RunConfig, run: Path, policy_processor: Any) -> Proces
     )
 
 
-def refuse_without_prm(config: RunConfig, run: Path) -> None:
-    """ValueError when selection needs scores and nothing will give them."""
-    can = "prm" in config.stages or prm_path(run).exists() or config.prm.model_name_or_path != POLICY
-    if "evolve" in config.stages and config.select.needs_scores and not can:
+def check_process_reward(config: RunConfig, run: Path) -> None:
+    """Refuse, before any work, what the stages annotate and prm or the scoring could not do. ValueError names the key.
+
+    Selection by score without a scorer; labels that no stage will have made; a process reward model that is not there,
+    or whose form is none.
+    """
+    stages, name = config.stages, config.prm.model_name_or_path
+    can = "prm" in stages or prm_path(run).exists() or name != POLICY
+    if "evolve" in stages and config.select.needs_scores and not can:
         raise ValueError(
             f"select.kind={config.select.kind}: it needs step scores; add the stages annotate and prm, name a process "
             "reward model in prm.model_name_or_path, or choose select.kind=all or random"
         )
+    if "prm" in stages and "annotate" not in stages and not labels_path(run, "train").exists():
+        raise ValueError(
+            f"stages: prm needs labels, and {labels_path(run, 'train')} is missing; add annotate before it"
+        )
+    if config.prm.form != "auto":
+        form_named(config.prm.form, f"prm.form={config.prm.form}")
+    if name != POLICY:
+        load_config_of(name, "prm.model_name_or_path")

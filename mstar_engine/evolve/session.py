@@ -13,7 +13,7 @@ from mstar_engine.config import RunConfig
 from mstar_engine.data.sources import load_data
 from mstar_engine.evolve.loop import interval
 from mstar_engine.evolve.pipeline import TINY, Pipeline
-from mstar_engine.evolve.process_reward import refuse_without_prm
+from mstar_engine.evolve.process_reward import check_process_reward
 from mstar_engine.models.compatibility import probe, refuse_unsupported
 from mstar_engine.models.loading import load_config_of, load_model
 from mstar_engine.models.prompts import PromptEncoder
@@ -28,7 +28,7 @@ def start(config: RunConfig, resume: bool) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)
     data = load_data(config.data, config.seed)
     check_model(config)
-    refuse_without_prm(config, Path(config.output_dir))
+    check_process_reward(config, Path(config.output_dir))
     with RunDirectory.create_or_resume(config, resume) as run:
         complete = all(run.journal.done(stage) for stage in config.stages)
         summary = Pipeline(config, run, data, Progress()).execute()

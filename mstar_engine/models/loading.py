@@ -18,18 +18,16 @@ from transformers import (
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_config_of(path: str | Path) -> PretrainedConfig:
-    """The config of a checkpoint directory (or hub name); no weights are read. Raises ValueError naming the path."""
+def load_config_of(path: str | Path, key: str = "model.model_name_or_path") -> PretrainedConfig:
+    """The config of a checkpoint directory (or hub name); no weights are read. ValueError names `key` and the path."""
     local = Path(path)
     if local.exists() and not (local / "config.json").is_file():
-        raise ValueError(
-            f"model.model_name_or_path={path}: no config.json there; give a Hugging Face checkpoint directory"
-        )
+        raise ValueError(f"{key}={path}: no config.json there; give a Hugging Face checkpoint directory")
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
-        raise ValueError(f"model.model_name_or_path={path}: no checkpoint there ({first_line})") from error
+        raise ValueError(f"{key}={path}: no checkpoint there ({first_line})") from error
 
 
 def load_model(

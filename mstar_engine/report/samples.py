@@ -18,16 +18,17 @@ import pyarrow.parquet as pq
 from mstar_engine.report.steps import ShownStep, shown_steps
 from mstar_engine.run_directory import report_image_path
 
-_OUTCOMES = ["problem_id", "source", "sample", "correct", "selected", "score"]
-_COLUMNS = [*_OUTCOMES, "iteration", "question", "gold", "text", "answer", "step_scores"]
-# A response that scores below this has a step more likely wrong than right.
+_OUTCOMES = ["problem_id", "source", "sample", "correct", "selected", "step_scores"]
+_COLUMNS = [*_OUTCOMES, "iteration", "question", "gold", "text", "answer", "score"]
+# A step that scores below this is more likely wrong than right.
 _WEAK = 0.5
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True, slots=True)
 class ShownResponse:
-    """A response, and how many samples gave just this text; `steps` is empty when it is to be shown whole."""
+    """A response, and how many samples gave just this text; `steps` is empty when it is to be shown whole,
+    `weakest` the lowest step score."""
 
     text: str
     answer: str | None
@@ -36,11 +37,12 @@ class ShownResponse:
     times: int
     score: float | None = None
     steps: tuple[ShownStep, ...] = ()
+    weakest: float | None = None
 
     @property
     def lucky(self) -> bool:
         """Right and not selected, with a weak step: the answer may be luck."""
-        return self.correct is True and not self.selected and self.score is not None and self.score < _WEAK
+        return self.correct is True and not self.selected and self.weakest is not None and self.weakest < _WEAK
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,10 @@ def _choose(run: Path, file: Path, wanted: int) -> list[str]:
 def _lucky(outcomes: pa.Table) -> pa.ChunkedArray:
     """`ShownResponse.lucky` of each row."""
     passed_over = pc.and_(outcomes["correct"], pc.invert(outcomes["selected"]))
-    return pc.fill_null(pc.and_(passed_over, pc.less(outcomes["score"], _WEAK)), False)
+    weakest = pa.array(
+        [min(scores) if scores else None for scores in outcomes["step_scores"].to_pylist()], pa.float64()
+    )
+    return pc.fill_null(pc.and_(passed_over, pc.less(pa.array(weakest, pa.float64()), _WEAK)), False)
 
 
 def _distinct(rows: list[dict], delimiter: str, max_steps: int) -> list[ShownResponse]:
@@ -119,6 +124,7 @@ def _distinct(rows: list[dict], delimiter: str, max_steps: int) -> list[ShownRes
             selected=any(row["selected"] for row in same),
             times=len(same),
             score=same[0]["score"],
+            weakest=min(same[0]["step_scores"] or [], default=None),
             steps=shown_steps(text, same[0]["step_scores"], delimiter, max_steps),
         )
         for text, same in texts.items()
@@ -130,7 +136,7 @@ def _shown(run: Path, rows: list[dict], distinct: list[ShownResponse], limit: in
     # The first, the luckiest and the commonest wrong one have their places, so that all sides are seen.
     places = [
         distinct[0],
-        min((r for r in distinct if r.lucky), key=lambda r: r.score, default=None),
+        min((r for r in distinct if r.lucky), key=lambda r: r.weakest, default=None),
         next((r for r in distinct if r.correct is False), None),
     ]
     order = [distinct.index(r) for r in places if r is not None] + list(range(len(distinct)))

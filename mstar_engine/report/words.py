@@ -18,7 +18,7 @@ _LESSONS = {
 def kept_responses(select: dict[str, Any]) -> str:
     """Which responses the selection keeps, as the object of "keeps"."""
     kind, k, alpha = select.get("kind"), select.get("k"), select.get("alpha")
-    strong = "" if alpha is None else f" whose weakest step scores above {alpha}"
+    strong = "" if alpha is None else f" that score above {alpha}"
     if kind in ("all", "threshold"):
         return f"every distinct correct response{strong}"
     if kind == "random":

@@ -79,13 +79,35 @@ def read_labels(
     that is all white space, ends outside the response, or labels that do not match the steps.
     """
     found: list[LabelledSolution] = []
-    for table in read_tables(path):
+    try:
+        tables = list(read_tables(path))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as Parquet ({str(error).strip().splitlines()[0]})") from error
+    for table in tables:
         missing = [name for name in NEEDED if name not in table.column_names]
         if missing:
             raise ValueError(f"{path}: no column {', '.join(missing)}; needed: {', '.join(NEEDED)}")
+        for name in [name for name in SCHEMA.names if name in table.column_names]:
+            _need_type(path, name, table.schema.field(name).type)
         for row in table.to_pylist():
             found.append(_solution(row, f"{path}, row {len(found)}", tokenizer, problems))
     return found
+
+
+def _need_type(path: Path, name: str, given: pa.DataType) -> None:
+    """ValueError unless a column's type is as `SCHEMA` has it, wider or narrower numbers aside."""
+    wanted = SCHEMA.field(name).type
+    if pa.types.is_list(wanted) and (pa.types.is_list(given) or pa.types.is_large_list(given)):
+        kinds = {pa.int32(): pa.types.is_integer, pa.float32(): lambda t: pa.types.is_floating(t) or
+                 pa.types.is_integer(t)}.get(wanted.value_type, pa.types.is_struct)  # fmt: skip
+        if kinds(given.value_type) or pa.types.is_null(given.value_type):
+            return
+    elif pa.types.is_struct(wanted):
+        if pa.types.is_struct(given) and "id" in {given.field(i).name for i in range(given.num_fields)}:
+            return
+    elif not pa.types.is_list(wanted) or pa.types.is_null(given):
+        return
+    raise ValueError(f"{path}: column {name} is {given}; needed: {wanted}")
 
 
 def _solution(
@@ -94,15 +116,23 @@ def _solution(
     empty = [name for name in NEEDED if row[name] is None]
     if empty:
         raise ValueError(f"{where}: {empty[0]} is null")
+    holes = [name for name in ("response_ids", "step_ends", "labels") if None in row[name]]
+    if holes:
+        raise ValueError(f"{where}: {holes[0]} holds a null")
     said = row["problem"]
     if problems is not None and said["id"] not in problems:
         raise ValueError(f"{where}: problem {said['id']!r} is not in the data set")
+    bad = [token for token in row["response_ids"] if not 0 <= token < len(tokenizer)]
+    if bad:
+        raise ValueError(f"{where}: token id {bad[0]}; allowed: 0 to {len(tokenizer) - 1}, the tokenizer's")
     ids, ends, labels = np.asarray(row["response_ids"], np.int32), tuple(row["step_ends"]), tuple(row["labels"])
     check_steps(ends, len(ids), where)
     check_labels(labels, ends, where)
     texts = step_texts(ids, tokenizer, ends)
     check_texts(texts, where)
     mc = row.get("mc")
+    if mc is not None and not all(one and 0 <= (one.get("correct") or 0) <= (one.get("n") or 0) for one in mc):
+        raise ValueError(f"{where}: mc holds {mc}; allowed: counts n and correct, with correct at most n")
     if mc is not None and len(mc) != len(ends):
         raise ValueError(f"{where}: {len(mc)} counts in mc for {len(ends)} steps; allowed: one a step, or null")
     text = row.get("text")
@@ -117,5 +147,5 @@ def _solution(
         prompt_length=row.get("prompt_length") or 0,
         step_ends=ends,
         labels=labels,
-        mc=None if mc is None else tuple(MonteCarlo(one["n"], one["correct"]) for one in mc),
+        mc=None if mc is None else tuple(MonteCarlo(one.get("n") or 0, one.get("correct") or 0) for one in mc),
     )

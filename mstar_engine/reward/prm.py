@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from mstar_engine.reward.forms import PrmForm
 from mstar_engine.reward.head import RewardHead
 from mstar_engine.reward.layout import LaidOut, Layout
-from mstar_engine.reward.steps import step_ends
+from mstar_engine.reward.steps import check_steps, step_ends
 from mstar_engine.rollout.branches import BranchRunner, BranchStats, Trunk
 from mstar_engine.types import Group, Response
 from mstar_kernels.step_rewards import step_rewards
@@ -98,12 +98,9 @@ class ProcessRewardModel:
         """
         plans = [_GroupPlan(self, group, None if ends is None else ends[i]) for i, group in enumerate(groups)]
         trunks = [Trunk(self.encoder.encode(plan.group.problem), [laid.ids for laid in plan.laid]) for plan in plans]
-        was_training = self.head.training
-        self.head.eval()
         with torch.no_grad():
             for which, states in self.runner.run(trunks):
                 yield from self._reduce([plans[i] for i in which], states.hidden, states.begins)
-        self.head.train(was_training)
 
     def scored(self, groups: Sequence[Group]) -> Iterator[Group]:
         """The groups with `step_scores` and `score` filled."""
@@ -122,16 +119,26 @@ class ProcessRewardModel:
         if self.head.deep:  # layers before the rows see the step ends alone
             hidden = self.head.transform(hidden[at.long()]).contiguous()
             at = torch.arange(len(at), dtype=torch.int32, device=hidden.device)
-        rewards = step_rewards(
-            hidden.contiguous(),
-            rows.contiguous(),
-            at,
-            torch.tensor(np.concatenate([[0], np.cumsum(counts)]), dtype=torch.int32, device=hidden.device),
-            bias=None if bias is None else bias.float().contiguous(),
-            head=self.head.activation,
-            reduction=self.reduction,
-            backend=self.backend,
-        )
+        try:
+            rewards = step_rewards(
+                hidden.contiguous(),
+                rows.contiguous(),
+                at,
+                torch.tensor(np.concatenate([[0], np.cumsum(counts)]), dtype=torch.int32, device=hidden.device),
+                bias=None if bias is None else bias.float().contiguous(),
+                head=self.head.activation,
+                reduction=self.reduction,
+                backend=self.backend,
+            )
+        except ValueError as error:
+            bad = (~torch.isfinite(hidden[at.long()].float() @ rows.float().T).all(-1)).nonzero()
+            if not len(bad):
+                raise
+            where = int(np.searchsorted(np.cumsum(counts), int(bad[0, 0]), side="right"))
+            plan, sample = [(plan, sample) for plan in plans for sample in plan.samples][where]
+            raise ValueError(
+                f"process reward model: NaN or infinite score for problem {plan.group.problem.id}, sample {sample}"
+            ) from error
         step_scores = np.split(rewards.scores.cpu().numpy(), np.cumsum(counts)[:-1])
         reduced, weakest = rewards.reduced.tolist(), rewards.weakest.tolist()
         first = 0
@@ -147,6 +154,7 @@ class _GroupPlan:
     def __init__(self, prm: ProcessRewardModel, group: Group, known: Sequence[Sequence[int]] | None = None) -> None:
         self.group = group
         self.laid: list[LaidOut] = []
+        self.samples: list[int] = []
         self.place: list[int | None] = []
         seen: dict[tuple[bytes, tuple[int, ...] | None], int | None] = {}
         for index, response in enumerate(group.responses):
@@ -154,7 +162,10 @@ class _GroupPlan:
             if key not in seen:
                 ends = prm.step_ends(response) if known is None else known[index]
                 seen[key] = len(self.laid) if ends else None
+                if known is not None and ends:
+                    check_steps(ends, len(response.token_ids), f"problem {group.problem.id}, sample {response.sample}")
                 if ends:
+                    self.samples.append(response.sample)
                     self.laid.append(prm.layout.lay_out(response.token_ids, ends))
             self.place.append(seen[key])
 

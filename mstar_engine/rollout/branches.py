@@ -181,11 +181,11 @@ class BranchRunner:
                 positions[row : row + len(branch)] = np.arange(length, length + len(branch))
                 row += len(branch)
         buckets = []
-        for batch in same_shape([trunk.prompt for trunk in trunks]):
+        read = [i for i, trunk in enumerate(trunks) if trunk.branches]  # a prompt alone is asked for nothing
+        for places in same_shape([trunks[i].prompt for i in read]):
+            batch = [read[place] for place in places]
             kept, offsets = self._prefill([trunks[i].prompt for i in batch])
             members = [(place, i, b) for place, i in enumerate(batch) for b in range(len(trunks[i].branches))]
-            if not members:
-                continue
             for place, i, b in members:
                 first = begins[i][b]
                 positions[first : first + len(trunks[i].branches[b])] += offsets[place]

@@ -57,6 +57,11 @@ def test_labels_from_elsewhere_need_four_columns_only(tmp_path: Path) -> None:
         ({"labels": [1.0, float("nan"), 0.0]}, "step 1 has label nan"),
         ({"labels": None}, "labels is null"),
         ({"mc": [{"n": 1, "correct": 0}]}, "1 counts in mc for 3 steps"),
+        ({"response_ids": [1, None, 3]}, "response_ids holds a null"),
+        ({"response_ids": [1, 99999, 3], "step_ends": [1, 2, 3]}, "token id 99999; allowed: 0 to"),
+        ({"response_ids": [1, -1, 3], "step_ends": [1, 2, 3]}, "token id -1; allowed: 0 to"),
+        ({"mc": [{"n": 1, "correct": 2}] * 3}, "mc holds .*; allowed: counts n and correct"),
+        ({"mc": [None] * 3}, "mc holds .*; allowed: counts n and correct"),
         ({"problem": {"id": "b", "question": "", "gold": "", "source": ""}}, "problem 'b' is not in the data set"),
     ],
 )
@@ -72,4 +77,28 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
     path = tmp_path / "prm.parquet"
     pq.write_table(pa.table({"problem": [GOOD["problem"]], "labels": [[1.0]]}), path)
     with pytest.raises(ValueError, match=f"{path}: no column response_ids, step_ends; needed: problem, "):
+        read_labels(path, TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("problem", ["a"], "column problem is string"),
+        ("step_ends", [[1.5]], "column step_ends is list<element: double>|column step_ends is list<item: double>"),
+        ("labels", [["good"]], "column labels is list"),
+        ("response_ids", ["1 2 3"], "column response_ids is string"),
+    ],
+)
+def test_a_column_of_another_type_is_named(tmp_path: Path, column: str, values: list, said: str) -> None:
+    """With what is needed; not a traceback from inside."""
+    needed = {
+        name: pa.array([GOOD[name]], SCHEMA.field(name).type) for name in ("problem", "response_ids", "step_ends")
+    }
+    needed["labels"] = pa.array([GOOD["labels"]], SCHEMA.field("labels").type)
+    path = tmp_path / "prm.parquet"
+    pq.write_table(pa.table(needed | {column: values}), path)
+    with pytest.raises(ValueError, match=said):
+        read_labels(path, TOKENIZER)
+    path.write_text("not Parquet")
+    with pytest.raises(ValueError, match=f"{path}: cannot be read as Parquet"):
         read_labels(path, TOKENIZER)
