@@ -1,10 +1,12 @@
 """The command line end to end: every stage with the smoke recipe, interruption at every kind of place, refusals."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,6 +16,8 @@ from safetensors.torch import load_file
 
 from mstar_engine.evolve import loop, process_reward
 from mstar_engine.evolve.pipeline import Pipeline
+from mstar_engine.reward import annotate, answers
+from mstar_engine.reward.answers import Verdict
 from mstar_engine.reward.label_file import LabelWriter
 from mstar_engine.reward.prm_checkpoint import load_prm
 from mstar_engine.rollout.engine import RolloutEngine
@@ -138,6 +142,84 @@ def test_process_rewards_are_where_they_are_promised(finished: Path) -> None:
 
 def annotations(directory: Path, name: str) -> list[dict]:
     return pq.read_table(directory / "annotations" / f"{name}.parquet").to_pylist()
+
+
+@pytest.fixture
+def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge by whom an untrained policy succeeds: a response is right by the parity of its text's checksum."""
+
+    def verdict(response, gold: str) -> Verdict:
+        return Verdict(zlib.crc32(response.text.encode()) % 2 == 0, response.text, "checksum")
+
+    for module in (answers, annotate):
+        monkeypatch.setattr(module, "judge_response", verdict)
+
+
+def test_the_best_scored_right_responses_are_learned_from(tmp_path: Path, lenient, monkeypatch) -> None:
+    """With successes and failures: both labels occur, exactly the two best right responses are kept, training happens;
+    and a run that is interrupted where it labels, and again where it learns, ends with the same bits."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run(whole) == 0
+    labels = {label for row in annotations(whole, "train") for label in row["labels"]}
+    assert labels == {0.0, 1.0}
+    summary = json.loads((whole / "summary.json").read_text())
+    assert all(entry["kept"] > 0 and entry["loss"] > 0 for entry in summary["evolve"])
+    assert summary["prm"]["held_out"]["auc"] is not None
+    for group in read_rollouts(whole / "rollouts" / "iteration_0002.parquet"):
+        right = {r.text.strip(): r.score for r in sorted(group.responses, key=lambda r: r.score) if r.correct}
+        kept = [response.score for response in group.responses if response.selected]
+        assert sorted(kept, reverse=True) == sorted(right.values(), reverse=True)[:2]
+    for owner, method, calls in ((LabelWriter, "write", 1), (Trainer, "step", 8)):
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, owner, method, calls, KeyboardInterrupt())
+            assert run(cut, "--resume") == 130
+    assert run(cut, "--resume") == 0
+    assert_same_outcome(whole, cut)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["annotate.mode=soft", "prm.targets=soft", "prm.head=two_class", "select.kind=threshold", "select.alpha=0.4"],
+        ["annotate.mode=binary", "prm.head=scalar", "prm.reduction=product", "select.kind=random", "select.alpha=0.1"],
+        [
+            "steps.delimiter=' '",
+            "steps.max_steps=2",
+            "prm.reduction=mean",
+            "rollout.max_rows=5",
+            "evaluate.pass_at_k_n=2",
+        ],
+    ],
+)
+def test_every_mode_head_and_selection_runs(tmp_path: Path, lenient, changes: list[str]) -> None:
+    """End to end: labels of the mode's kind, scores of the reduction, only what scores above alpha is kept."""
+    assert run(tmp_path / "run", *changes) == 0
+    settings = dict(change.split("=", 1) for change in changes)
+    labels = {label for row in annotations(tmp_path / "run", "train") for label in row["labels"]}
+    assert labels <= {0.0, 0.5, 1.0} and (0.5 in labels) == (settings.get("annotate.mode") == "soft")
+    reduce = {"min": min, "product": math.prod, "mean": lambda steps: sum(steps) / len(steps)}
+    for group in read_rollouts(tmp_path / "run" / "rollouts" / "iteration_0001.parquet"):
+        for response in group.responses:
+            wanted = reduce[settings.get("prm.reduction", "min")](response.step_scores) if response.step_scores else 0
+            assert response.score == pytest.approx(wanted, abs=1e-5)
+            if response.selected:
+                assert response.correct and response.score > float(settings.get("select.alpha", -1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["prm.model_name_or_path=/no/such"], "prm.model_name_or_path=/no/such"),
+        (["prm.form=bogus"], "prm.form=bogus"),
+        (["stages=[pretrain,warmup,prm]"], "add annotate"),
+    ],
+)
+def test_what_the_process_reward_lacks_is_said_before_work(tmp_path: Path, arguments, said, capsys) -> None:
+    """One line, and the directory is not taken."""
+    assert run(tmp_path / "new", *arguments) == 1
+    message = capsys.readouterr().err
+    assert said in message and message.count("\n") == 1
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_given_process_reward_model_scores_as_it_is(finished: Path, tmp_path: Path) -> None:

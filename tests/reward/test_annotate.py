@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -137,6 +138,10 @@ def test_the_completion_is_judged_with_what_precedes_it() -> None:
     plan = ProblemAnnotation(group("a 1\n\n# Answer 1\n\nand 2", WRONG), TOKENIZER, "hard", 2)
     fork = next(fork for fork in plan.begin() if fork.offset == plan.offsets[0][1])
     assert plan.ended(fork, [response("2")]), "'# Answer 1\\n\\n2' is not 12"
+    plan = ProblemAnnotation(group("a\n\nb", WRONG), TOKENIZER, "hard", 1)
+    cut = replace(response(RIGHT), finish_reason="length")
+    assert plan.ended(plan.begin()[0], [cut]) == []
+    assert plan.results()[0].labels[0] == 0.0, "a right answer that was cut may be the beginning of another"
     plan = ProblemAnnotation(group("# Answer\n\n1 2", WRONG), TOKENIZER, "hard", 2)
     assert plan.ended(plan.begin()[0], [response("12")]) == []
     assert plan.results()[0].labels[0] == 1.0

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from mstar_engine.data.digits import digits_problems
@@ -262,6 +263,68 @@ def test_skywork(tmp_path: Path) -> None:
         at = [i for i, token in enumerate(ids) if tokenizer.decode([token]) == "\n"]
         wanted = layer(hidden[at])[:, 0].sigmoid()
     np.testing.assert_allclose(scores, wanted, atol=1e-5)
+
+
+def test_trl(tmp_path: Path) -> None:
+    """A token classifier of one layer and two classes, read at the line break behind each step."""
+    tokenizer = text_tokenizer()
+    model = save_text_model(tmp_path, Qwen2Config, Qwen2ForCausalLM, tokenizer)
+    torch.manual_seed(1)
+    layer = torch.nn.Linear(32, 2)
+    add_tensors(tmp_path, {"score.weight": layer.weight.data, "score.bias": layer.bias.data})
+    prm = load_prm(tmp_path, policy_processor=tokenizer)
+    scores = prm.score(group_of(Problem(id="q", question="2+2*3?"), tokenizer, [SOLUTION])).step_scores[0]
+    begin = tokenizer("[user]2+2*3?\n[assistant]", add_special_tokens=False)["input_ids"]
+    ids = tokenizer("\n".join(STEPS) + "\n", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        at = [i for i, token in enumerate(ids) if tokenizer.decode([token]) == "\n"]
+        wanted = layer(hidden_of(model, begin + ids)[len(begin) :][at]).softmax(-1)[:, 1]
+    np.testing.assert_allclose(scores, wanted, atol=1e-5)
+
+
+class Widest(TorchDispatchMode):
+    """The most elements of any tensor made that has an axis of the vocabulary's size."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary, self.made = vocabulary, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        known = {one.untyped_storage().data_ptr() for one in args if isinstance(one, torch.Tensor)}
+        for one in result if isinstance(result, (tuple, list)) else (result,):
+            new = isinstance(one, torch.Tensor) and one.untyped_storage().data_ptr() not in known
+            if new and self.vocabulary in one.shape:
+                self.made = max(self.made, one.numel())
+        return result
+
+
+def test_no_logits_of_the_vocabulary_exist(tiny) -> None:
+    """No operation makes a tensor with an axis of the vocabulary's size; the whole model does."""
+    model, processor = tiny
+    vocabulary = model.config.text_config.vocab_size
+    head = RewardHead("label_tokens", output=model.get_output_embeddings(), label_ids=(20, 21))
+    prm = ProcessRewardModel(model, processor, head, FORMS["mstar"])
+    group = group_of(digits_problems("train", 1)[0], processor.tokenizer)
+    with Widest(vocabulary) as seen:
+        prm.score(group)
+    assert seen.made == 0
+    with Widest(vocabulary) as seen, torch.no_grad():
+        model(input_ids=torch.tensor([[20, 21]]), use_cache=False)
+    assert seen.made == 2 * vocabulary
+
+
+def test_a_model_that_gives_nan_is_named_by_problem_and_sample(tiny) -> None:
+    """Not by its place in a batch."""
+    model, processor = build_tiny(0)
+    layers = fresh_layers("scalar", 128, seed=0, dtype=torch.float32, device="cpu")
+    layers[0].weight.data[0, 0] = float("nan")
+    prm = ProcessRewardModel(model, processor, RewardHead("scalar", layers=layers), FORMS["mstar_scalar"])
+    groups = [group_of(problem, processor.tokenizer, ["", "5"]) for problem in digits_problems("train", 2)]
+    with pytest.raises(ValueError, match=f"problem {groups[0].problem.id}, sample 1"):
+        list(prm.score_groups(groups))
+    with pytest.raises(ValueError, match=f"problem {groups[0].problem.id}, sample 1: step 0 ends at token 9"):
+        list(prm.score_groups(groups[:1], [[[], [9]]]))
 
 
 def test_visual_prm(tmp_path: Path, tiny) -> None:
