@@ -3,7 +3,8 @@
 For each seed one run is brought to its process reward model (pretrain, warmup, annotate, prm); then every selection
 evolves a copy of it, so that the arms share the warmed-up policy, its optimizer and the step scorer. Arms are compared
 on the 512 test problems, greedy, by the mean over seeds with a 95% t interval, and by the paired difference to Top-2.
-Resumable: what lies in --runs is not done again.
+The pictures then tell how many of the kept responses reason cleanly (benchmarks/digits_truth.py). Resumable: what lies
+in --runs is not done again.
 
     python -m benchmarks.selection [--seeds 5] [--jobs 2] [--runs runs/selection] [--json FILE] [key=value ...]
 """
@@ -27,6 +28,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
+from benchmarks.digits_truth import audit
 from benchmarks.harness import device_name, versions
 from mstar_engine.config_parse import dump_config, load_config
 from mstar_engine.durable import replace_text
@@ -115,9 +117,21 @@ def main() -> None:
     warmup = {seed: 100 * one["top_2"]["warmup"]["greedy"]["value"] for seed, one in summaries.items()}
     print("after the warm-up:", ", ".join(f"{value:.1f}" for value in warmup.values()))
     print("step AUC, held out:", ", ".join(f"{one['held_out']['auc']:.3f}" for one in prm.values()))
+    audits = {
+        seed: {arm: audit(sorted((options.runs / f"seed{seed}_{arm}/rollouts").glob("iteration_*.parquet")), seed)
+               for arm in ARMS}
+        for seed in summaries
+    }  # fmt: skip
+    for arm in ARMS:
+        ends = [(one[arm][0], one[arm][-1]) for one in audits.values()]
+        shares = [f"{100 * first['clean_of_kept']:.0f} to {100 * last['clean_of_kept']:.0f}%" for first, last in ends]
+        print(f"clean reasoning among the kept, first to last iteration, {arm}: {', '.join(shares)}")
+    pairs = [[one["clean_above_unclean"] for one in found["top_2"]] for found in audits.values()]
+    print("clean scores above unclean, of one problem:", ", ".join(f"{a[0]:.2f} to {a[-1]:.2f}" for a in pairs))
     if options.json is not None:
         record = {
-            "rows": table, "warmup": warmup, "prm": prm, "device": device_name(), "versions": versions(),
+            "audit": audits, "rows": table, "warmup": warmup,
+            "prm": prm, "device": device_name(), "versions": versions(),
             "date": datetime.date.today().isoformat(),
             "command": "python -m benchmarks.selection " + " ".join(sys.argv[1:]),
         }  # fmt: skip
