@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from benchmarks.harness import Row, Side, compare, main, make_row
+from benchmarks.rollout_throughput import IMAGE_TOKEN, IMAGE_TOKENS, build_model
 from mstar_engine.models.prompts import EncodedPrompt, PromptEncoder
 from mstar_engine.models.tiny import build_tiny
 from mstar_engine.reward.forms import FORMS
@@ -29,28 +29,9 @@ from mstar_engine.reward.head import RewardHead
 from mstar_engine.reward.prm import ProcessRewardModel
 from mstar_engine.types import Group, Problem, Response
 
-IMAGE_TOKEN, IMAGE_TOKENS, TEXT_TOKENS = 1, 256, 256
+TEXT_TOKENS = 256
 RESPONSES, LENGTH, STEP = 16, 128, 16
 LABELS = (20, 21)
-
-
-def build_model(vocabulary: int) -> PreTrainedModel:
-    """About 5M parameters besides the embeddings: 4 text layers of width 256, a small vision tower."""
-    torch.manual_seed(0)
-    vision = dict(model_type="clip_vision_model", hidden_size=64, intermediate_size=128, num_hidden_layers=2)
-    vision |= dict(num_attention_heads=2, image_size=128, patch_size=8, projection_dim=64)
-    text = dict(model_type="llama", vocab_size=vocabulary, hidden_size=256, intermediate_size=768, num_hidden_layers=4)
-    text |= dict(num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=1024, tie_word_embeddings=True)
-    config = AutoConfig.for_model(
-        "llava",
-        vision_config=vision,
-        text_config=text,
-        image_token_id=IMAGE_TOKEN,
-        image_seq_length=IMAGE_TOKENS,
-        vision_feature_layer=-1,
-        tie_word_embeddings=True,
-    )
-    return AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval()
 
 
 class OnePrompt(PromptEncoder):
@@ -68,7 +49,7 @@ class Workload:
     """One group and the three ways to score it; `scores` keeps what each found, [responses, steps]."""
 
     def __init__(self, vocabulary: int) -> None:
-        self.model = build_model(vocabulary)
+        self.model = build_model(vocabulary, tied=True)
         processor = build_tiny(0)[1]
         head = RewardHead("label_tokens", output=self.model.get_output_embeddings(), label_ids=LABELS)
         self.prm = ProcessRewardModel(self.model, processor, head, FORMS["mstar"])

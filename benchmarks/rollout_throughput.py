@@ -29,13 +29,14 @@ STOP_IDS = tuple(range(VOCABULARY - VOCABULARY // 40, VOCABULARY))
 SAMPLES, MAX_TOKENS = 16, 128
 
 
-def build_model() -> PreTrainedModel:
-    """About 10M parameters: 4 text layers of width 256, a small vision tower with 256 patches."""
+def build_model(vocabulary: int = VOCABULARY, tied: bool = False) -> PreTrainedModel:
+    """About 5M parameters besides the embeddings: 4 text layers of width 256, a small vision tower with 256 patches."""
     torch.manual_seed(0)
     vision = dict(model_type="clip_vision_model", hidden_size=64, intermediate_size=128, num_hidden_layers=2)
     vision |= dict(num_attention_heads=2, image_size=128, patch_size=8, projection_dim=64)
-    text = dict(model_type="llama", vocab_size=VOCABULARY, hidden_size=256, intermediate_size=768, num_hidden_layers=4)
+    text = dict(model_type="llama", vocab_size=vocabulary, hidden_size=256, intermediate_size=768, num_hidden_layers=4)
     text |= dict(num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=1024, eos_token_id=None)
+    text |= dict(tie_word_embeddings=tied)
     config = AutoConfig.for_model(
         "llava",
         vision_config=vision,
@@ -43,6 +44,7 @@ def build_model() -> PreTrainedModel:
         image_token_id=IMAGE_TOKEN,
         image_seq_length=IMAGE_TOKENS,
         vision_feature_layer=-1,
+        tie_word_embeddings=tied,
     )
     return AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval()
 

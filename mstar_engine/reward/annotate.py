@@ -28,12 +28,11 @@ MODES = ("hard", "soft", "binary")
 
 @dataclass(slots=True)
 class _Step:
-    """The state of one step: completions asked for and come back, and whether it needs more."""
+    """The state of one step: completions that came back, the right ones among them, and those asked for."""
 
     n: int = 0
     correct: int = 0
     asked: int = 0
-    decided: bool = False
 
 
 @dataclass(slots=True)
@@ -60,6 +59,8 @@ class ProblemAnnotation:
     delimiter: str = "\n\n"
     max_steps: int = 0
     solutions: list[_Solution] = field(init=False)
+    forked: list[_Solution] = field(init=False)
+    """The solutions with a step that needs completions; a fork's stem is a place in this list."""
     drawn: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
@@ -78,8 +79,10 @@ class ProblemAnnotation:
             texts.add(response.text.strip())
             steps = [_Step() for _ in ends]
             right = int(bool(response.correct))
-            steps[-1] = _Step(n=1, correct=right, asked=1, decided=True)
+            steps[-1] = _Step(n=1, correct=right, asked=1)
             self.solutions.append(_Solution(response, ends, steps, high=len(ends) - 1))
+        spared = self.mode == "binary"  # a right solution is right all through
+        self.forked = [s for s in self.solutions if len(s.steps) > 1 and not (spared and s.response.correct)]
 
     @property
     def problem(self) -> Problem:
@@ -95,11 +98,6 @@ class ProblemAnnotation:
     def offsets(self) -> list[tuple[int, ...]]:
         """Where each stem may be forked: the ends of all steps but the last."""
         return [s.ends[:-1] for s in self.forked]
-
-    @property
-    def forked(self) -> list[_Solution]:
-        """The solutions with a step that needs completions."""
-        return [s for s in self.solutions if len(s.steps) > 1 and not (self.mode == "binary" and s.response.correct)]
 
     @property
     def fork_rows(self) -> int:
@@ -128,8 +126,7 @@ class ProblemAnnotation:
             step.correct += self._right(solution, fork.offset, completion)
         if step.n < step.asked:
             return []  # the rest of them is on its way
-        step.decided = step.n >= self.completions or (self.mode != "soft" and step.correct > 0)
-        if not step.decided:
+        if step.n < self.completions and (self.mode == "soft" or not step.correct):
             return [self._ask(fork.stem, at, 1)]
         if self.mode != "binary":
             return []
