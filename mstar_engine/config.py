@@ -9,27 +9,31 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, ValidationInfo, field_validator
+
+from mstar_engine.config_evolve import (
+    EvaluateConfig,
+    EvolveConfig,
+    PromptsConfig,
+    SelectConfig,
+    TemperatureConfig,
+    TrainConfig,
+)
+from mstar_engine.config_section import (
+    Count,
+    CountOrOff,
+    NonNegative,
+    PositiveShare,
+    Rate,
+    Seed,
+    Share,
+    Text,
+    section,
+)
 
 Stage = Literal["pretrain", "warmup", "annotate", "prm", "evolve", "evaluate", "report"]
 STAGES: tuple[str, ...] = get_args(Stage)
-
-Count = Annotated[int, Field(ge=1)]
-CountOrOff = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Rate = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-PositiveShare = Annotated[float, Field(gt=0, le=1)]
-Momentum = Annotated[float, Field(ge=0, lt=1)]
-Text = Annotated[str, Field(min_length=1)]
-
-section = dataclass(
-    frozen=True,
-    kw_only=True,
-    config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_default=True),
-)
+Tracker = Literal["tensorboard", "wandb", "trackio", "jsonl"]
 
 
 @section
@@ -43,10 +47,14 @@ class ModelConfig:
 
 @section
 class DataConfig:
-    """The task and how many problems of each kind it gives; `captions` teach the tiny model to see."""
+    """The task and how many problems of each kind it gives; `captions` teach the tiny model to see.
+
+    `unlabelled_problems` are further training problems; only `prompts.unlabelled=oracle` may use their answers.
+    """
 
     dataset_name: Literal["digits"] = "digits"
-    train_problems: Count = 4096
+    train_problems: Count = 2048
+    unlabelled_problems: CountOrOff = 0
     validation_problems: Count = 256
     test_problems: Count = 512
     ood_problems: Count = 256
@@ -160,101 +168,15 @@ class PrmConfig:
 
 
 @section
-class SelectConfig:
-    """H: which of the correct responses are learned from.
-
-    "all", `k` at "random", the `k` with the highest score ("top_k"), or all that score above `alpha` ("threshold").
-    With `alpha`, the others too take only responses that score above it.
-    """
-
-    kind: Literal["all", "random", "top_k", "threshold"] = "top_k"
-    k: Count = 2
-    alpha: Share | None = None
-
-    @field_validator("alpha")
-    @classmethod
-    def _threshold_has_a_value(cls, value: float | None, info: ValidationInfo) -> float | None:
-        """A threshold must be somewhere."""
-        if value is None and info.data.get("kind") == "threshold":
-            raise ValueError("0 to 1, with select.kind=threshold")
-        return value
-
-    @property
-    def needs_scores(self) -> bool:
-        """Whether a process reward model takes part."""
-        return self.kind in ("top_k", "threshold") or self.alpha is not None
-
-
-@section
-class TrainConfig:
-    """The optimizer of the evolution, one a run.
-
-    An iteration trains `num_train_epochs` times on what it kept (the paper: once). `max_steps` optimizer steps in all
-    (on the method's clock) end the training and are the horizon of the schedules that need one; -1 is no limit.
-    """
-
-    learning_rate: Rate = 2e-4
-    num_train_epochs: Count = 2
-    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
-    warmup_steps: CountOrOff = 0
-    max_steps: Annotated[int, Field(ge=-1)] = -1
-    per_device_train_batch_size: Count = 64
-    gradient_accumulation_steps: Count = 1
-    weight_decay: NonNegative = 0.0
-    max_grad_norm: NonNegative = 1.0
-    adam_beta1: Momentum = 0.9
-    adam_beta2: Momentum = 0.98
-
-    @field_validator("max_steps")
-    @classmethod
-    def _schedule_has_an_end(cls, value: int, info: ValidationInfo) -> int:
-        """A schedule that decays needs to know where it ends."""
-        kind = info.data.get("lr_scheduler_type")
-        if kind in ("linear", "cosine") and value < 1:
-            raise ValueError(f"1 or more with lr_scheduler_type={kind}")
-        return value
-
-
-@section
-class EvolveConfig:
-    """The loop. `interval`: the labelled problems of one iteration, as a share (0.25, 1.0) or a number (200)."""
-
-    method: Literal["continuous", "iterative_rft", "rest_em"] = "continuous"
-    iterations: Count = 6
-    interval: PositiveShare | Annotated[int, Field(ge=2)] = 0.125
-
-    @field_validator("interval", mode="before")
-    @classmethod
-    def _one_is_ambiguous(cls, value: object) -> object:
-        """A bare 1 could be one problem or all of them."""
-        if type(value) is int and value == 1:
-            raise ValueError("1.0 for all problems, a share below it, or 2 problems or more")
-        return value
-
-
-@section
-class EvaluateConfig:
-    """What is measured after every iteration: greedy accuracy, and Pass@K from `pass_at_k_n` samples a problem."""
-
-    pass_at_k_n: Count = 8
-    pass_at_k: Count = 8
-    temperature: Rate = 1.0
-
-    @field_validator("pass_at_k")
-    @classmethod
-    def _enough_samples(cls, value: int, info: ValidationInfo) -> int:
-        """Pass@K needs at least K samples."""
-        samples = info.data.get("pass_at_k_n", value)
-        if value > samples:
-            raise ValueError(f"at most evaluate.pass_at_k_n={samples}")
-        return value
-
-
-@section
 class RunConfig:
-    """A whole run. `threads` 0 uses every core; `stages` are done in the order of `STAGES`."""
+    """A whole run. `threads` 0 uses every core; `stages` are done in the order of `STAGES`.
+
+    `preset` names the row of `presets.py` that the rest was laid over; "" is none. `report_to`: where metrics go
+    besides the run's own files.
+    """
 
     output_dir: Text = "runs/digits"
+    preset: str = ""
     seed: Seed = 0
     stages: list[Stage] = Field(default_factory=lambda: list(STAGES))
     threads: CountOrOff = 0
@@ -269,7 +191,38 @@ class RunConfig:
     select: SelectConfig = Field(default_factory=SelectConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     evolve: EvolveConfig = Field(default_factory=EvolveConfig)
+    temperature: TemperatureConfig = Field(default_factory=TemperatureConfig)
+    prompts: PromptsConfig = Field(default_factory=PromptsConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    report_to: list[Tracker] = Field(default_factory=list)
+
+    @field_validator("select")
+    @classmethod
+    def _no_more_than_sampled(cls, value: SelectConfig, info: ValidationInfo) -> SelectConfig:
+        """The best k of n responses."""
+        samples = info.data["rollout"].n if "rollout" in info.data else value.k
+        if value.kind in ("top_k", "random") and value.k > samples:
+            raise ValueError("select.k", value.k, f"at most rollout.n={samples}")
+        return value
+
+    @field_validator("temperature")
+    @classmethod
+    def _room_for_a_sweep(cls, value: TemperatureConfig, info: ValidationInfo) -> TemperatureConfig:
+        """The arms of a sweep are branches of one prompt and run together."""
+        rows = info.data["rollout"].max_rows if "rollout" in info.data else value.rows
+        if value.rows > rows:
+            arms = len(value.grid)
+            raise ValueError("temperature.n", value.n, f"at most {rows // arms}: {arms} temperatures x n within "
+                             f"rollout.max_rows={rows}")  # fmt: skip
+        return value
+
+    @field_validator("prompts")
+    @classmethod
+    def _prompts_to_mix_in(cls, value: PromptsConfig, info: ValidationInfo) -> PromptsConfig:
+        """Unlabelled prompts must exist to be mixed in."""
+        if value.unlabelled != "none" and "data" in info.data and not info.data["data"].unlabelled_problems:
+            raise ValueError("prompts.unlabelled", value.unlabelled, "none, or data.unlabelled_problems of 1 or more")
+        return value
 
     @field_validator("evaluate")
     @classmethod

@@ -25,6 +25,8 @@ NOT_IDENTITY = (
     "output_dir",
     "stages",
     "threads",
+    "preset",
+    "report_to",
     # Draws are addressed, so how many run at once and in how much memory changes no outcome.
     "rollout.max_rows",
     "rollout.block_size",

@@ -28,11 +28,53 @@ class VerifierSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCurve:
+    """What a controller believes of its metric at `temperatures`: mean and 95% interval."""
+
+    temperatures: tuple[float, ...]
+    mean: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepSummary:
+    """One choice of the sampling temperature: `metric` (with its `k`) at each of `temperatures`, in `values`.
+
+    `present` was in force before, `chosen` after. An arm that was dropped early has fewer items than the others.
+    `drawn` responses were sampled in all, from `prefill_tokens` of prompts; `model` is there when a smooth model chose.
+    """
+
+    controller: str
+    metric: str
+    k: int
+    present: float
+    chosen: float
+    temperatures: tuple[float, ...]
+    values: tuple[Estimate, ...]
+    drawn: int
+    prefill_tokens: int
+    seconds: float
+    model: ModelCurve | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PseudoSummary:
+    """Pseudo-labels of one iteration: unlabelled `problems`, those with a `voted` answer, those that the confidence
+    gate `passed`; of these `accuracy` is the share of right ones, known when the true answers are."""
+
+    problems: int
+    voted: int
+    passed: int
+    accuracy: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WarmupSummary:
     """The warmed-up policy: where the evolution starts.
 
     `greedy` and `ood_greedy` on the test problems, like those at the end; the others on the validation problems, like
-    those of the iterations.
+    those of the iterations. `dynamics` as in IterationSummary.
     """
 
     greedy: Estimate
@@ -41,14 +83,18 @@ class WarmupSummary:
     pass_at_k: Estimate | None = None
     reward_pass_at_2: Estimate | None = None
     verifier: dict[int, VerifierSummary] | None = None
+    dynamics: dict[str, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IterationSummary:
-    """One iteration: accuracies on the validation problems, responses `sampled` and `kept`, wall-clock `seconds`.
+    """One iteration: accuracies on the validation problems, responses `sampled`, `correct` and `kept`, wall-clock
+    `seconds`.
 
     `reward_pass_at_2` is the share of problems with a right response among the 2 of the highest score; `verifier` has
-    an entry for each number of samples K. Both are None without a process reward model.
+    an entry for each number of samples K. Both are None without a process reward model. `dynamics` holds every metric
+    of evolve/dynamics.py by name. `sweep` is there when the temperature was chosen anew before this iteration, `pseudo`
+    when it met unlabelled problems.
     """
 
     iteration: int
@@ -58,9 +104,14 @@ class IterationSummary:
     verifier: dict[int, VerifierSummary] | None = None
     kept: int
     sampled: int
+    correct: int | None = None
+    problems: int | None = None
     temperature: float
     tokens_per_second: float | None = None
     seconds: float
+    dynamics: dict[str, Estimate] = field(default_factory=dict)
+    sweep: SweepSummary | None = None
+    pseudo: PseudoSummary | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

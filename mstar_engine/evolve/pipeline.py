@@ -258,7 +258,14 @@ class Pipeline:
 
     def _evolve_schedule(self) -> Schedule:
         train = self.config.train
-        return schedule_of(train.learning_rate, train.lr_scheduler_type, train.warmup_steps, train.max_steps)
+        return schedule_of(
+            train.learning_rate,
+            train.lr_scheduler_type,
+            train.warmup_steps,
+            train.max_steps,
+            decay=train.decay_share,
+            floor=train.min_lr_rate,
+        )
 
 
 def use_threads(threads: int) -> None:

@@ -54,11 +54,22 @@ class Schedule:
         return self.peak * (self.floor + (1 - self.floor) * falling)
 
 
-def schedule_of(learning_rate: float, kind: str, warmup_steps: int, max_steps: int) -> Schedule:
+def schedule_of(
+    learning_rate: float,
+    kind: str,
+    warmup_steps: int,
+    max_steps: int,
+    *,
+    decay: float = 0.2,
+    floor: float = 0.0,
+) -> Schedule:
     """A schedule from Hugging Face's words for it; `max_steps` is the horizon where one is needed."""
+    falls = kind in ("linear", "cosine", "wsd")
     return Schedule(
         peak=learning_rate,
         kind="constant" if kind == "constant_with_warmup" else kind,
-        warmup=min(warmup_steps, max(0, max_steps - 1)) if kind in ("linear", "cosine") else warmup_steps,
-        horizon=max(1, max_steps) if kind in ("linear", "cosine") else None,
+        warmup=min(warmup_steps, max(0, max_steps - 1)) if falls else warmup_steps,
+        horizon=max(1, max_steps) if falls else None,
+        floor=floor,
+        decay=decay,
     )

@@ -1,0 +1,196 @@
+"""What the evolution can be told: selection, optimizer, method, temperature, prompts, what is measured.
+
+One part of the configuration; `config.py` puts the whole together.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from mstar_engine.config_section import (
+    Count,
+    CountOrOff,
+    Momentum,
+    NonNegative,
+    PositiveShare,
+    Rate,
+    Share,
+    section,
+)
+
+
+@section
+class SelectConfig:
+    """H: which of the correct responses are learned from.
+
+    "all", `k` at "random", the `k` with the highest score ("top_k"), or all that score above `alpha` ("threshold").
+    With `alpha`, the others too take only responses that score above it.
+    """
+
+    kind: Literal["all", "random", "top_k", "threshold"] = "top_k"
+    k: Count = 2
+    alpha: Share | None = None
+
+    @field_validator("alpha")
+    @classmethod
+    def _threshold_has_a_value(cls, value: float | None, info: ValidationInfo) -> float | None:
+        """A threshold must be somewhere."""
+        if value is None and info.data.get("kind") == "threshold":
+            raise ValueError("0 to 1, with select.kind=threshold")
+        return value
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether a process reward model takes part."""
+        return self.kind in ("top_k", "threshold") or self.alpha is not None
+
+
+@section
+class TrainConfig:
+    """The optimizer of the evolution, one a run.
+
+    An iteration trains `num_train_epochs` times on what it kept (the paper: once). `max_steps` optimizer steps in all
+    (on the method's clock) end the training and are the horizon of the schedules that need one; -1 is no limit.
+    "wsd" (warm-up, stable, decay) falls over the last `decay_share` of the horizon; what falls ends at
+    `min_lr_rate` times the learning rate.
+    """
+
+    learning_rate: Rate = 2e-4
+    num_train_epochs: Count = 2
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine", "wsd"] = "constant"
+    warmup_steps: CountOrOff = 0
+    decay_share: PositiveShare = 0.2
+    min_lr_rate: Share = 0.0
+    max_steps: Annotated[int, Field(ge=-1)] = -1
+    per_device_train_batch_size: Count = 64
+    gradient_accumulation_steps: Count = 1
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: NonNegative = 1.0
+    adam_beta1: Momentum = 0.9
+    adam_beta2: Momentum = 0.98
+
+    @field_validator("max_steps")
+    @classmethod
+    def _schedule_has_an_end(cls, value: int, info: ValidationInfo) -> int:
+        """A schedule that decays needs to know where it ends."""
+        kind = info.data.get("lr_scheduler_type")
+        if kind in ("linear", "cosine", "wsd") and value < 1:
+            raise ValueError(f"1 or more with lr_scheduler_type={kind}")
+        return value
+
+
+@section
+class EvolveConfig:
+    """The loop. `method`: a row of evolve/methods.py. `interval`: the labelled problems of one iteration, as a share
+    (0.25, 1.0) or a number (200)."""
+
+    method: Literal["sft", "star", "iterative_rft", "rest_em", "continuous"] = "continuous"
+    iterations: Count = 6
+    interval: PositiveShare | Annotated[int, Field(ge=2)] = 0.25
+
+    @field_validator("interval", mode="before")
+    @classmethod
+    def _one_is_ambiguous(cls, value: object) -> object:
+        """A bare 1 could be one problem or all of them."""
+        if type(value) is int and value == 1:
+            raise ValueError("1.0 for all problems, a share below it, or 2 problems or more")
+        return value
+
+
+@section
+class EvaluateConfig:
+    """What is measured after every iteration: greedy accuracy, and Pass@K from `pass_at_k_n` samples a problem."""
+
+    pass_at_k_n: Count = 8
+    pass_at_k: Count = 8
+    temperature: Rate = 1.0
+
+    @field_validator("pass_at_k")
+    @classmethod
+    def _enough_samples(cls, value: int, info: ValidationInfo) -> int:
+        """Pass@K needs at least K samples."""
+        samples = info.data.get("pass_at_k_n", value)
+        if value > samples:
+            raise ValueError(f"at most evaluate.pass_at_k_n={samples}")
+        return value
+
+
+@section
+class TemperatureConfig:
+    """How the sampling temperature follows the policy (paper section 4).
+
+    "fixed" stays at `rollout.temperature`, where the others begin. Every `every` iterations "grid" draws `n` responses
+    at each of `low`, `low + step` .. `high` to `problems` validation problems (0: all) and takes the best by `metric`;
+    "racing" stops sampling what is clearly worse; "continuous" fits a smooth model over temperature and time. The last
+    two draw at most `budget` of the grid's samples. `k` is that of the metric; `balance_target` the n* of B-STaR's
+    balance score.
+    """
+
+    controller: Literal["fixed", "grid", "racing", "continuous"] = "racing"
+    metric: Literal["reward_pass_at_k", "pass_at_k", "balance"] = "reward_pass_at_k"
+    every: Count = 2
+    low: Rate = 0.3
+    high: Rate = 1.6
+    step: Rate = 0.1
+    n: Count = 8
+    k: Count = 2
+    problems: CountOrOff = 128
+    budget: PositiveShare = 0.34
+    balance_target: Count = 2
+
+    @field_validator("high")
+    @classmethod
+    def _bounds_in_order(cls, value: float, info: ValidationInfo) -> float:
+        """A range begins at its lower end."""
+        low = info.data.get("low", value)
+        if value <= low:
+            raise ValueError(f"above temperature.low={low}")
+        return value
+
+    @field_validator("step")
+    @classmethod
+    def _step_fits(cls, value: float, info: ValidationInfo) -> float:
+        """A grid has two arms or more."""
+        width = info.data["high"] - info.data["low"] if {"low", "high"} <= set(info.data) else value
+        if value > width + 1e-9:
+            raise ValueError(f"at most {width:g}, from temperature.low to temperature.high")
+        return value
+
+    @field_validator("k")
+    @classmethod
+    def _enough_samples(cls, value: int, info: ValidationInfo) -> int:
+        """The best k of n."""
+        samples = info.data.get("n", value)
+        if value > samples:
+            raise ValueError(f"at most temperature.n={samples}")
+        return value
+
+    @property
+    def grid(self) -> tuple[float, ...]:
+        """The temperatures of the grid, ascending."""
+        steps = int((self.high - self.low) / self.step + 1e-9)
+        return tuple(round(self.low + index * self.step, 6) for index in range(steps + 1))
+
+    @property
+    def rows(self) -> int:
+        """Responses to one problem that a sweep draws together."""
+        return 0 if self.controller == "fixed" else len(self.grid) * self.n
+
+
+@section
+class PromptsConfig:
+    """Which problems are sampled (paper section 3.4): the labelled ones, and, from the share `mix_in_from` of the
+    iterations on, also the unlabelled ones.
+
+    Their reference answers are the true ones ("oracle") or pseudo-labels ("pseudo"): what the responses vote for,
+    "weighted" by score or by "majority". A pseudo-label counts when its share of the vote reaches `min_share` and its
+    lead `min_margin`.
+    """
+
+    unlabelled: Literal["none", "oracle", "pseudo"] = "none"
+    mix_in_from: Share = 0.0
+    vote: Literal["weighted", "majority"] = "weighted"
+    min_share: Share = 0.0
+    min_margin: Share = 0.0
