@@ -11,6 +11,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from mstar_engine.evolve.measure import measure_policy
 from mstar_engine.evolve.methods import METHODS
 from mstar_engine.evolve.policy import Policy
 from mstar_engine.journal import plain
+from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.report.progress import Phase, Progress
-from mstar_engine.reward.answers import judge
+from mstar_engine.reward.answers import bare_answer, judge
 from mstar_engine.reward.prm import ProcessRewardModel
 from mstar_engine.reward.select import select
 from mstar_engine.run_directory import RunDirectory
+from mstar_engine.train.collate import imitate
 from mstar_engine.train.trainer import StepStats
 from mstar_engine.types import Estimate, Group, Problem, SamplingParams, TrainingExample
 
@@ -80,8 +83,13 @@ class Evolution:
     def iterate(self, iteration: int) -> None:
         """Do one iteration. Interrupted, it can be done again: no finished group is sampled twice."""
         begun = time.perf_counter()
-        groups, sampling = self._generate(iteration)
-        examples = selected_examples(groups)
+        if self.method.imitates == "reference":
+            problems = interval(self.problems, self.config.evolve.interval, iteration, self.config.seed)
+            examples = [reference_example(problem, self.policy.encoder) for problem in problems]
+            groups, sampling = [], {"tokens_per_second": None, "sample_seconds": 0.0}
+        else:
+            groups, sampling = self._generate(iteration)
+            examples = selected_examples(groups)
         loss = self._improve(iteration, examples)
         responses = [response for group in groups for response in group.responses]
         entry = {
@@ -91,8 +99,8 @@ class Evolution:
             "correct": sum(bool(response.correct) for response in responses),
             "kept": len(examples),
             "temperature": self.config.rollout.temperature,
-            "entropy": float(np.mean([response.entropy.mean() for response in responses])),
-            "length": float(np.mean([len(response.token_ids) for response in responses])),
+            "entropy": float(np.mean([response.entropy.mean() for response in responses])) if responses else None,
+            "length": float(np.mean([len(response.token_ids) for response in responses])) if responses else None,
             "loss": loss,
             "global_step": self.policy.trainer.global_step,
             "learning_rate": self.policy.trainer.schedule(max(0, self.policy.trainer.global_step - 1)),
@@ -256,6 +264,13 @@ def selected_examples(groups: Sequence[Group]) -> list[TrainingExample]:
         for response in group.responses
         if response.selected
     ]
+
+
+def reference_example(problem: Problem, encoder: PromptEncoder) -> TrainingExample:
+    """What SFT imitates: the worked response that the data has, else the bare reference answer."""
+    if problem.response is None and problem.gold is None:
+        raise ValueError(f"problem {problem.id}: neither a response nor a reference answer; method sft needs one")
+    return imitate(replace(problem, response=problem.response or bare_answer(problem.gold)), encoder)
 
 
 def evolve(evolution: Evolution, iterations: int) -> None:

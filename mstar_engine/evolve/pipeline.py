@@ -152,7 +152,7 @@ class Pipeline:
         evolution = Evolution(
             self.config, self.run, policy, self.data.train, self.data.validation, self.progress, measured, prm
         )
-        evolve(evolution, self.config.evolve.iterations)
+        evolve(evolution, self.config.evolve.iterations_of(len(self.data.train)))
         self.summary["evolve"] = evolution.entries
         policy.save(self._checkpoint("final"))
 
@@ -175,7 +175,7 @@ class Pipeline:
             raise ValueError(f"{final} is missing; the evaluate stage needs the evolve stage before it")
         if self._policy is None:
             self._policy = Policy.load(final, self.config, self._evolve_schedule())
-        number = self.config.evolve.iterations
+        number = self.config.evolve.iterations_of(len(self.data.train))
         self.summary["final"] = {
             "greedy": self._measure("test", self.data.test, number).greedy,
             "ood_greedy": self._measure("ood", self.data.ood, number).greedy,

@@ -11,7 +11,6 @@ import transformers
 
 from mstar_engine.config import RunConfig
 from mstar_engine.data.sources import load_data
-from mstar_engine.evolve.loop import interval
 from mstar_engine.evolve.pipeline import TINY, Pipeline
 from mstar_engine.evolve.process_reward import check_process_reward
 from mstar_engine.models.compatibility import probe, refuse_unsupported
@@ -85,8 +84,8 @@ def dry_run(config: RunConfig) -> int:
         )
     shape = probe(model)
     prompt = PromptEncoder(processor).encode(data.train[0])
-    rollout, iterations = config.rollout, config.evolve.iterations
-    chunk = len(interval(data.train, config.evolve.interval, 0, config.seed))
+    rollout, iterations = config.rollout, config.evolve.iterations_of(len(data.train))
+    chunk = config.evolve.problems_of(len(data.train))
     longest = len(prompt.input_ids) + rollout.max_completion_length
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or longest
     if longest > limit:
