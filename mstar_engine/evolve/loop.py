@@ -38,8 +38,9 @@ KEPT_CHECKPOINTS = 2
 class Evolution:
     """Runs the iterations of one run over its labelled problems.
 
-    `entries` holds a summary entry for each iteration that is over; `measured` is called with each new one. `prm`
-    scores responses for the selection, and on the validation problems; it stays as it is.
+    `entries` holds a summary entry for each iteration that is over; `measured` is called with each new one, `stepped`
+    after each optimizer step with its number (from 1, over all iterations). `prm` scores responses for the selection,
+    and on the validation problems; it stays as it is.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Evolution:
         progress: Progress,
         measured: Callable[[dict[str, Any]], None] = lambda entry: None,
         prm: ProcessRewardModel | None = None,
+        stepped: Callable[[int, StepStats], None] = lambda number, step: None,
     ) -> None:
         self.config = config
         self.run = run
@@ -62,6 +64,7 @@ class Evolution:
         self.progress = progress
         self.measured = measured
         self.prm = prm
+        self.stepped = stepped
         self.entries: list[dict[str, Any]] = []
 
     def resume(self) -> int:
@@ -197,10 +200,17 @@ class Evolution:
         loss, limit = None, self.config.train.max_steps
         if not examples or (limit >= 0 and trainer.global_step >= limit):
             return None
+        # On a clock that starts again with each iteration, the steps of the earlier ones come before.
+        before = sum(entry["global_step"] for entry in self.entries) if self.method.clock == "iteration" else 0
         train = self.config.train
         size = train.per_device_train_batch_size * train.gradient_accumulation_steps
         steps = -(-len(examples) // size) * train.num_train_epochs
         with self.progress.phase(f"iteration {iteration + 1}: train", steps, "steps") as phase:
+
+            def stepped(step: StepStats) -> None:
+                show_step(phase, step)
+                self.stepped(before + step.step + 1, step)
+
             for epoch in range(iteration * train.num_train_epochs, (iteration + 1) * train.num_train_epochs):
                 stats = trainer.train_epoch(
                     examples,
@@ -208,7 +218,7 @@ class Evolution:
                     seed=self.config.seed,
                     epoch=epoch,
                     max_steps=limit if limit >= 0 else None,
-                    progress=lambda step: show_step(phase, step),
+                    progress=stepped,
                 )
                 loss = stats.loss if stats.steps else loss
         return loss
