@@ -1,4 +1,4 @@
-"""Trackers: what the real packages hold afterwards, offline; failures of every kind stop nothing; nothing is told twice."""
+"""Trackers: what the real packages hold afterwards, offline; no failure stops a run; nothing is told twice."""
 
 import json
 import os
@@ -140,15 +140,22 @@ def test_tensorboard_files_hold_both_sittings(tmp_path: Path) -> None:
 SITTINGS = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+from mstar_engine.report.trackers.guarded import Guarded
 from mstar_engine.report.trackers.trackers import TRACKERS
+
+def call(*arguments):
+    reason = tracker.call(arguments[0], 60.0, *arguments[1:])
+    if reason is not None:
+        sys.exit(reason)
+
 for iteration in map(int, sys.argv[3:]):
-    tracker = TRACKERS[sys.argv[1]]()
-    tracker.start("digits", {{"rollout.n": 4, "select.alpha": None, "stages": ["evolve"]}}, Path(sys.argv[2]))
+    tracker = Guarded(TRACKERS[sys.argv[1]])
+    call("start", "digits", {"rollout.n": 4, "select.alpha": None, "stages": ["evolve"]}, Path(sys.argv[2]))
     for step in (2 * iteration - 1, 2 * iteration):
-        tracker.log("train/global_step", step, {{"train/loss": 1 / step}})
-    tracker.log("iteration", iteration, {{"validation/greedy": 0.25 * iteration}})
-    tracker.finish()
+        call("log", "train/global_step", step, {"train/loss": 1 / step})
+    call("log", "iteration", iteration, {"validation/greedy": 0.25 * iteration})
+    call("finish")
+    tracker.close()
 """
 
 
@@ -161,7 +168,7 @@ def sittings(name: str, directory: Path, *iterations: int, **environment: str) -
     paths = f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"
     kept |= {"PYTHONPATH": paths, "HOME": str(home), "HF_HUB_OFFLINE": "1", "WANDB_ERROR_REPORTING": "false"}
     return subprocess.run(
-        [sys.executable, "-c", SITTINGS.format(tests=str(ROOT / "tests")), name, str(directory), *map(str, iterations)],
+        [sys.executable, "-c", SITTINGS, name, str(directory), *map(str, iterations)],
         cwd=directory.parent,
         env=kept | environment,
         stdin=subprocess.DEVNULL,
@@ -287,7 +294,7 @@ def told(tmp_path: Path, names: str) -> tuple[list[dict], list[dict]]:
 @pytest.mark.parametrize(
     "error",
     [
-        ValueError("two\nlines \x1b[31m"),
+        OSError("two\nlines"),
         KeyboardInterrupt(),
         SystemExit(3),
         GeneratorExit(),
@@ -341,7 +348,7 @@ def test_a_tracker_that_hangs_is_left_behind(tmp_path, monkeypatch, place: str) 
     hanging = Hanging(place, ValueError())
     monkeypatch.setitem(TRACKERS, "wandb", lambda: hanging)
     monkeypatch.setitem(PATIENCE, place, 0.05)
-    events, lines = told(tmp_path, "wandb")
+    events, _ = told(tmp_path, "wandb")
     release.set()
     assert [event["reason"] for event in events] == [f"{place} has not returned within 0.05 seconds"]
     assert hanging.calls[-1] == place
