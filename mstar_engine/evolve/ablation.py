@@ -33,6 +33,7 @@ from mstar_engine.environment import device_name, versions
 from mstar_engine.evolve.ablation_table import AblationTable, Arm, build_table
 from mstar_engine.evolve.process_reward import check_process_reward
 from mstar_engine.presets import PRESETS, Ablation, ablation_named
+from mstar_engine.report.intervals import interval_plot
 
 DEFAULT_RECIPE = "ablation"
 SHARED = "shared"
@@ -184,8 +185,6 @@ def run_ablation(
     failed = runs.run()
     table = runs.table()
     if table.rows:
-        from mstar_engine.report.intervals import interval_plot
-
         command = f"python -m mstar_engine.run {' '.join(_command(options, recipe, overrides))}"
         threads = next(iter(runs.configs.values())).threads
         record = {
