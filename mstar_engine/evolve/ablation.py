@@ -217,11 +217,12 @@ def run_ablation(
 def fork_run(source: Path, target: Path, config: RunConfig) -> None:
     """Make `target` a run of `config` that begins where the finished run `source` ended, in one step.
 
-    Large files are immutable (each is replaced as a whole when it changes) and are shared by hard links.
+    Large files are immutable (each is replaced as a whole when it changes) and are shared by hard links. Trackers know
+    `target` as a run of its own.
     """
     part = target.with_name(f"{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part, ignore=shutil.ignore_patterns(".lock", "*.jsonl"), copy_function=_link)
+    shutil.copytree(source, part, ignore=shutil.ignore_patterns(".lock", "*.jsonl", "trackers"), copy_function=_link)
     shutil.copy2(source / "journal.jsonl", part / "journal.jsonl")
     replace_text(part / "config.yaml", dump_config(config))
     part.rename(target)
