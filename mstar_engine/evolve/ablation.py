@@ -28,7 +28,7 @@ import torch
 
 from mstar_engine.config import STAGES, RunConfig
 from mstar_engine.config_parse import ConfigError, dump_config, flat_config, load_config
-from mstar_engine.durable import replace_text
+from mstar_engine.durable import FolderLock, replace_text
 from mstar_engine.environment import device_name, versions
 from mstar_engine.evolve.ablation_table import AblationTable, Arm, build_table
 from mstar_engine.evolve.process_reward import check_process_reward
@@ -82,6 +82,18 @@ class AblationRuns:
     def run(self) -> dict[str, str]:
         """Do what is not done yet; returns the reason of each run that failed, by name."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FolderLock(self.folder)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{self.folder} is in use by another ablation (process {error}); wait, or give another output_dir"
+            ) from None
+        try:
+            return self._run()
+        finally:
+            lock.release()
+
+    def _run(self) -> dict[str, str]:
         seeds = range(self.options.seeds)
         arms = [(seed, preset) for seed in seeds for preset in self.presets]
         failed = self._batch([(seed, SHARED) for seed in seeds], "warm-up and process reward model")
