@@ -65,6 +65,12 @@ def test_the_difference_is_that_of_the_two(rows):
         assert -1 <= estimate.low <= estimate.value <= estimate.high <= 1
 
 
+def test_no_difference_anywhere_leaves_doubt():
+    groups = [make_group([True]), make_group([False], "q")]
+    estimate, doubt = dynamics.pass_at_k_minus_greedy(groups, groups, 1), wilson(0, 2).high
+    assert (estimate.low, estimate.value, estimate.high) == pytest.approx((-doubt, 0, doubt))
+
+
 def test_a_paired_difference_is_surer_than_two_accuracies():
     """200 problems, half of them hopeless and the rest mostly solved: what the greedy response gets right, samples do.
     The outcomes are drawn with a fixed seed: no false alarm."""
@@ -193,7 +199,16 @@ def test_means_weigh_tokens_and_responses_alike():
         # Two problems: a resample is one of them twice, or both.
         ends = sorted(metric([group]).value for group in groups)
         assert [estimate.low, estimate.high] == pytest.approx(ends) and estimate.items == 2
-        assert metric(groups[::-1]) == estimate
+
+
+def test_the_order_of_the_problems_does_not_matter():
+    groups = [
+        group_of([make_response(0, True, tokens=1 + i * i % 37, entropy=i / 8, text="a\n\n" * i)], f"p{i}")
+        for i in range(25)
+    ]
+    for metric in (dynamics.length, dynamics.entropy, dynamics.steps):
+        found = [metric(groups, seed) for seed in range(4)]
+        assert found == [metric(groups[::-1], seed) for seed in range(4)] and len(set(found)) > 1
 
 
 @given(ROWS)

@@ -72,7 +72,10 @@ def test_every_metric_by_hand():
     assert list(found) == list(wanted) == NAMES
     assert {name: estimate.value for name, estimate in found.items()} == pytest.approx(wanted)
     assert all(estimate.items == 3 for estimate in found.values())
-    assert dynamics.measure(three_problems(), k=2, reward_k=2, scored=True)["reward_pass_at_k"] == wilson(2, 3)
+    other = dynamics.measure(three_problems(), k=2, reward_k=2, scored=True, delimiter="y", max_steps=2)
+    assert other["reward_pass_at_k"] == wilson(2, 3)
+    assert other["steps"].value == pytest.approx((1 + 1 + 2 + 0) / 4)
+    assert dynamics.measure(three_problems(), k=2, max_steps=1)["steps"].value == pytest.approx(3 / 4)
 
 
 def test_what_is_absent():
@@ -83,6 +86,21 @@ def test_what_is_absent():
     assert unscored == {name: scored[name] for name in unscored}
     greedy = [dataclasses.replace(group, responses=group.responses[:1]) for group in groups]
     assert dynamics.measure(greedy) == {"greedy": scored["greedy"]}
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_the_seed_is_that_of_every_bootstrap(seed):
+    rng = np.random.default_rng(1)
+    groups = [
+        score_group([("1", 0.5, 2), *((str(a), a / 4, t) for a, t in rng.integers(1, 5, (6, 2)))], f"p{index}")
+        for index in range(25)
+    ]
+    samples = [dataclasses.replace(group, responses=group.responses[1:]) for group in groups]
+    found = dynamics.measure(groups, seed=seed)
+    for name, metric in (("length", dynamics.length), ("steps", dynamics.steps), ("entropy", dynamics.entropy)):
+        assert found[name] == metric(samples, seed)
+    assert found["pass_at_1"] == dynamics.sample_accuracy(samples, seed)
+    assert found["length"] != dynamics.length(samples, 7) and found["pass_at_1"] != dynamics.sample_accuracy(samples, 7)
 
 
 @given(SCORED, st.randoms(use_true_random=False), st.integers(0, 3))
