@@ -126,16 +126,20 @@ class EvolveConfig:
 
 @section
 class EvaluateConfig:
-    """What is measured after every iteration: greedy accuracy, and Pass@K from `pass_at_k_n` samples a problem."""
+    """What is measured after every iteration: greedy accuracy, and Pass@K from `pass_at_k_n` samples a problem.
+
+    `reward_pass_at_k` is the K of Reward-Pass@K: how many of the best-scored samples count.
+    """
 
     pass_at_k_n: Count = 8
     pass_at_k: Count = 8
+    reward_pass_at_k: Count = 2
     temperature: Rate = 1.0
 
-    @field_validator("pass_at_k")
+    @field_validator("pass_at_k", "reward_pass_at_k")
     @classmethod
     def _enough_samples(cls, value: int, info: ValidationInfo) -> int:
-        """Pass@K needs at least K samples."""
+        """Pass@K and Reward-Pass@K need at least K samples."""
         samples = info.data.get("pass_at_k_n", value)
         if value > samples:
             raise ValueError(f"at most evaluate.pass_at_k_n={samples}")

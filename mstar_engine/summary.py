@@ -91,10 +91,11 @@ class IterationSummary:
     """One iteration: accuracies on the validation problems, responses `sampled`, `correct` and `kept`, wall-clock
     `seconds`.
 
-    `reward_pass_at_2` is the share of problems with a right response among the 2 of the highest score; `verifier` has
-    an entry for each number of samples K. Both are None without a process reward model. `dynamics` holds every metric
-    of evolve/dynamics.py by name. `sweep` is there when the temperature was chosen anew before this iteration, `pseudo`
-    when it met unlabelled problems.
+    `reward_pass_at_2` is the share of problems with a right response among the 2 of the highest score, the paper's
+    number; `verifier` has an entry for each number of samples K. Both are None without a process reward model.
+    `dynamics` holds every metric of `evolve.dynamics.measure` by name, in it `reward_pass_at_k` at the configured K;
+    empty in summaries of earlier versions. `sweep` is there when the temperature was chosen anew before this iteration,
+    `pseudo` when it met unlabelled problems.
     """
 
     iteration: int

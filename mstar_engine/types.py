@@ -107,7 +107,7 @@ class TrainingExample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A measured share with its 95% interval: the form in which every accuracy is stored and shown."""
+    """A measured quantity, most often a share, with its 95% interval over `items`: the form in which all are stored."""
 
     value: float
     items: int

@@ -156,6 +156,7 @@ def test_any_misspelt_key_is_refused(key, data):
         ),
         ("train.lr_scheduler_type=cosine", "train.max_steps=-1; allowed: 1 or more with lr_scheduler_type=cosine"),
         ("evaluate.pass_at_k=99", "evaluate.pass_at_k=99; allowed: at most evaluate.pass_at_k_n=8"),
+        ("evaluate.reward_pass_at_k=9", "evaluate.reward_pass_at_k=9; allowed: at most evaluate.pass_at_k_n=8"),
         ("rollout.n", "'rollout.n': an override is written key=value, as in rollout.temperature=0.9"),
         ("rollout.n={a: 1, a: 2}", "rollout.n: line 1: a is given twice"),
     ],

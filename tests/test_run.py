@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from mstar_engine.evolve import loop, process_reward
 from mstar_engine.evolve.pipeline import Pipeline
+from mstar_engine.journal import read_events
 from mstar_engine.reward import annotate, answers
 from mstar_engine.reward.answers import Verdict
 from mstar_engine.reward.label_file import LabelWriter
@@ -23,6 +25,7 @@ from mstar_engine.reward.prm_checkpoint import load_prm
 from mstar_engine.rollout.engine import RolloutEngine
 from mstar_engine.rollout_file import RolloutWriter, read_rollouts
 from mstar_engine.run import main
+from mstar_engine.summary import read_summary
 from mstar_engine.train.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -138,6 +141,46 @@ def test_process_rewards_are_where_they_are_promised(finished: Path) -> None:
         assert response.score == pytest.approx(min(response.step_scores, default=0.0))
     measured = read_rollouts(finished / "rollouts" / "validation_0001.parquet")
     assert all(response.score is not None for group in measured for response in group.responses)
+
+
+DYNAMICS = (
+    "greedy pass_at_1 pass_at_k unbiased_pass_at_k pass_at_k_minus_greedy reward_pass_at_k majority weighted best_of_n "
+    "entropy length steps solved_none solved_some solved_all distinct"
+).split()
+
+
+def test_dynamics_are_where_they_are_promised(finished: Path) -> None:
+    """Every metric by name, for the warm-up and each iteration, in the summary and in the journal."""
+    summary, events = read_summary(finished / "summary.json"), read_events(finished / "journal.jsonl")
+    for place in (summary.warmup, *summary.evolve):
+        assert list(place.dynamics) == DYNAMICS
+        assert all(estimate.items == 8 for estimate in place.dynamics.values())
+        assert place.dynamics["pass_at_k"] == place.pass_at_k
+        assert place.dynamics["reward_pass_at_k"] == place.reward_pass_at_2
+        assert 1 <= place.dynamics["length"].value <= 24 and 0 < place.dynamics["entropy"].value < 10
+    assert [(row.problems, row.sampled, row.correct is None) for row in summary.evolve] == [(8, 32, False)] * 2
+    assert summary.warmup.dynamics["greedy"] == summary.warmup.validation_greedy
+    # Before there is a process reward model: what needs none. It has not changed by the scoring.
+    (warmup,) = [event["dynamics"] for event in events if event["event"] == "warmup"]
+    assert list(warmup) == [name for name in DYNAMICS if name not in ("reward_pass_at_k", "weighted", "best_of_n")]
+    # Majority aside: its ties go to the larger sum of scores, where there are scores.
+    assert all(warmup[name] == asdict(summary.warmup.dynamics[name]) for name in warmup if name != "majority")
+    iterations = [event["dynamics"] for event in events if event["event"] == "iteration"]
+    assert [list(found) for found in iterations] == [DYNAMICS] * 2
+
+
+def test_a_journal_of_an_earlier_version_is_read(finished: Path, tmp_path: Path) -> None:
+    """Without dynamics in any event, a run that is complete still writes its summary and report."""
+    old = tmp_path / "old"
+    shutil.copytree(finished, old)
+    events = [json.loads(line) for line in (old / "journal.jsonl").read_text().splitlines()]
+    for event in events:
+        event.pop("dynamics", None)
+    (old / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert run(old, "--resume") == 0
+    summary = read_summary(old / "summary.json")
+    assert summary.warmup.dynamics == {} and summary.warmup.reward_pass_at_2 is not None
+    assert [row.dynamics for row in summary.evolve] == [{}, {}]
 
 
 def annotations(directory: Path, name: str) -> list[dict]:

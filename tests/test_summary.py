@@ -1,5 +1,7 @@
 """The summary: written whole, read back equal, refused with the key."""
 
+import json
+
 import pytest
 
 from mstar_engine.config_parse import load_config
@@ -62,6 +64,28 @@ def test_round_trip_with_a_process_reward_model(tmp_path):
         run.write_summary(summary)
     assert '"16": {' in (tmp_path / "summary.json").read_text()
     assert read_summary(tmp_path / "summary.json") == summary
+
+
+def test_dynamics_are_kept_in_order_and_missing_in_old_summaries(tmp_path):
+    """With every metric by name; and as earlier versions wrote it, without."""
+    row = {"iteration": 1, "greedy": HALF, "kept": 3, "sampled": 16, "temperature": 1.0, "seconds": 2.5}
+    below = Estimate(value=-0.25, items=10, low=-0.5, high=0.0)
+    dynamics = {"greedy": HALF, "pass_at_k_minus_greedy": below, "length": Estimate(value=31, items=10, low=9, high=40)}
+    summary = Summary(
+        warmup=WarmupSummary(greedy=HALF, dynamics=dynamics),
+        evolve=(IterationSummary(**row, correct=5, problems=4, dynamics=dynamics),),
+    )
+    with RunDirectory.create_or_resume(load_config(None, [f"output_dir={tmp_path}"])) as run:
+        run.write_summary(summary)
+    again = read_summary(tmp_path / "summary.json")
+    assert again == summary and list(again.evolve[0].dynamics) == list(dynamics)
+    old = json.loads((tmp_path / "summary.json").read_text())
+    for place, keys in ((old["warmup"], ["dynamics"]), (old["evolve"][0], ["dynamics", "correct", "problems"])):
+        for key in keys:
+            del place[key]
+    (tmp_path / "summary.json").write_text(json.dumps(old))
+    again = read_summary(tmp_path / "summary.json")
+    assert again.warmup.dynamics == again.evolve[0].dynamics == {} and again.evolve[0].correct is None
 
 
 def test_refusals_name_the_key(tmp_path):

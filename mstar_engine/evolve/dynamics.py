@@ -1,52 +1,25 @@
-"""What is watched while a policy evolves: accuracy, Pass@K, Reward-Pass@K, votes, lengths, entropy, diversity.
+"""What is watched while a policy evolves (paper section 6): accuracy, Pass@K, Reward-Pass@K, votes, entropy, lengths.
 
-Pure functions on judged groups. Every accuracy is an Estimate with a 95% interval over problems: Wilson's for shares of
-right-or-wrong outcomes, the percentile bootstrap (seeded) for means of other quantities.
+Pure functions on judged groups; `measure` gives all of it by name. Every metric is an Estimate with a 95% interval over
+problems (`intervals`): Wilson's for shares of right-or-wrong outcomes, the percentile bootstrap (seeded) for means. Bad
+input is refused with the problem's name.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from mstar_engine.evolve.intervals import bootstrap, bootstrap_ratio, wilson
 from mstar_engine.reward.answers import normalise
+from mstar_engine.reward.steps import step_spans
 from mstar_engine.reward.vote import RULES
-from mstar_engine.types import Estimate, Group
+from mstar_engine.types import Estimate, Group, Response
 
-_Z = 1.959963984540054
-
-
-def wilson(successes: int, items: int) -> Estimate:
-    """A share of 0/1 outcomes with Wilson's 95% interval (JASA 22, 1927)."""
-    if items < 1 or not 0 <= successes <= items:
-        raise ValueError(f"successes={successes} of items={items}; allowed: 1 item or more, and successes among them")
-    share, z2 = successes / items, _Z * _Z
-    middle = (share + z2 / (2 * items)) / (1 + z2 / items)
-    half = _Z / (1 + z2 / items) * math.sqrt(share * (1 - share) / items + z2 / (4 * items * items))
-    # Rounding must not push the interval off the share at 0 and 1.
-    low, high = max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
-    return Estimate(value=share, items=items, low=low, high=high)
-
-
-def bootstrap(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> Estimate:
-    """The mean of `values` in [0, 1], one a problem, with the 95% percentile bootstrap interval over problems.
-
-    When every value is 0, or every one 1, resampling sees no spread at all; Wilson's interval stands in.
-    """
-    items = len(values)
-    if items < 1:
-        raise ValueError("no values to average")
-    distinct, counts = np.unique(np.asarray(values, np.float64), return_counts=True)
-    mean = float(distinct @ counts / items)
-    if len(distinct) == 1 and distinct[0] in (0.0, 1.0):
-        return wilson(int(distinct[0]) * items, items)
-    # Drawing problems with replacement is a multinomial draw over their distinct values.
-    draws = np.random.default_rng(seed).multinomial(items, counts / items, size=resamples)
-    low, high = np.quantile(draws @ distinct / items, [0.025, 0.975])
-    return Estimate(value=mean, items=items, low=min(float(low), mean), high=max(float(high), mean))
+SHARE = (0.0, 1.0)
 
 
 def correct_counts(groups: Sequence[Group]) -> list[tuple[int, int]]:
@@ -72,19 +45,40 @@ def greedy_accuracy(groups: Sequence[Group]) -> Estimate:
 
 def sample_accuracy(groups: Sequence[Group], seed: int = 0) -> Estimate:
     """Mean share of correct responses a problem (unbiased Pass@1)."""
-    return bootstrap([correct / n for n, correct in correct_counts(groups)], seed)
+    return bootstrap([correct / n for n, correct in correct_counts(groups)], seed, bounds=SHARE)
 
 
 def pass_at_k(groups: Sequence[Group], k: int) -> Estimate:
     """Share of problems with a correct response among their first `k`. ValueError when a problem has fewer."""
     _enough(groups, k)
-    return wilson(sum(any(r.correct for r in group.responses[:k]) for group in groups), len(groups))
+    return wilson(sum(_any_correct(group, k) for group in groups), len(groups))
 
 
 def unbiased_pass_at_k(groups: Sequence[Group], k: int, seed: int = 0) -> Estimate:
     """Mean over problems of 1 - C(n - c, k) / C(n, k), from all n responses (Chen et al. 2021, arXiv 2107.03374)."""
     _enough(groups, k)
-    return bootstrap([_unbiased(n, correct, k) for n, correct in correct_counts(groups)], seed)
+    return bootstrap([_unbiased(n, correct, k) for n, correct in correct_counts(groups)], seed, bounds=SHARE)
+
+
+def pass_at_k_minus_greedy(sampled: Sequence[Group], greedy: Sequence[Group], k: int, seed: int = 0) -> Estimate:
+    """Pass@K minus greedy accuracy, from -1 to 1: what exploration still finds beyond the greedy response.
+
+    Paired: the two groups of a problem stand at the same place, and the interval is that of the mean of their
+    differences. Samples and greedy response share the problem's difficulty, which the difference leaves out.
+    """
+    _enough(sampled, k)
+    correct_counts(greedy)
+    for one, other in zip(sampled, greedy, strict=True):
+        if one.problem.id != other.problem.id:
+            raise ValueError(f"problem {one.problem.id} is paired with {other.problem.id}; allowed: with itself")
+    differences = [
+        _any_correct(one, k) - bool(other.responses[0].correct) for one, other in zip(sampled, greedy, strict=True)
+    ]
+    return bootstrap(differences, seed, bounds=(-1.0, 1.0))
+
+
+def _any_correct(group: Group, k: int) -> bool:
+    return any(response.correct for response in group.responses[:k])
 
 
 def _unbiased(n: int, correct: int, k: int) -> float:
@@ -118,15 +112,15 @@ def reward_pass_at_k(groups: Sequence[Group], k: int) -> Estimate:
     return wilson(hits, len(groups))
 
 
-def vote_accuracy(groups: Sequence[Group], rule: str, k: int) -> Estimate:
-    """Share of problems whose first `k` responses vote for the reference answer; no vote at all is wrong.
+def vote_accuracy(groups: Sequence[Group], rule: str, k: int | None = None) -> Estimate:
+    """Share of problems whose first `k` responses (None: all) vote for the reference answer; no vote at all is wrong.
 
     `rule` is one of `vote.RULES`. ValueError names a problem with fewer responses, without a reference answer, or with
     a voting response that lacks the score that the rule needs.
     """
     if rule not in RULES:
         raise ValueError(f"rule={rule!r}; allowed: {', '.join(RULES)}")
-    _enough(groups, k)
+    _enough(groups, 1 if k is None else k)
     hits = 0
     for group in groups:
         if group.problem.gold is None:
@@ -141,46 +135,94 @@ def verifier_table(groups: Sequence[Group], ks: Sequence[int]) -> dict[int, dict
     return {k: {rule: vote_accuracy(groups, rule, k) for rule in RULES} for k in ks}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dynamics:
-    """A set of groups in numbers.
+def entropy(groups: Sequence[Group], seed: int = 0) -> Estimate:
+    """Nats a token at temperature 1: the entropy of all tokens over their number (ratio estimator: tokens weigh alike).
 
-    `mean_length` in tokens a response; `mean_entropy` in nats a token; `distinct` the different texts over the
-    responses of a problem, on average; `solved_none`, `solved_some`, `solved_all` the shares of problems with that many
-    responses correct; `finished` the share of responses that ended by themselves; `selected` the selected responses a
-    problem.
+    ValueError names a response whose entropy isn't finite, or that has no tokens.
     """
-
-    problems: int
-    responses: int
-    accuracy: Estimate
-    mean_length: float
-    mean_entropy: float
-    distinct: float
-    solved_none: float
-    solved_some: float
-    solved_all: float
-    finished: float
-    selected: float
+    for group in groups:
+        for response in group.responses:
+            where = f"problem {group.problem.id}, sample {response.sample}"
+            if not len(response.token_ids):
+                raise ValueError(f"{where}: no tokens")
+            if not np.isfinite(response.entropy).all():
+                raise ValueError(f"{where}: the entropy of a token is NaN or infinite")
+    return _ratio(groups, lambda r: float(np.sum(r.entropy, dtype=np.float64)), lambda r: float(len(r.token_ids)), seed)
 
 
-def measure(groups: Sequence[Group], seed: int = 0) -> Dynamics:
-    """The dynamics of judged `groups`; `seed` is the bootstrap's."""
+def length(groups: Sequence[Group], seed: int = 0) -> Estimate:
+    """Tokens a response, the end token included (ratio estimator: responses weigh alike)."""
+    return _ratio(groups, lambda r: float(len(r.token_ids)), lambda r: 1.0, seed)
+
+
+def steps(groups: Sequence[Group], seed: int = 0, delimiter: str = "\n\n", max_steps: int = 0) -> Estimate:
+    """Steps a response (ratio estimator: responses weigh alike), by its text: see `reward.steps.step_spans`."""
+    return _ratio(groups, lambda r: float(len(step_spans(r.text, delimiter, max_steps))), lambda r: 1.0, seed)
+
+
+def _ratio(
+    groups: Sequence[Group], total: Callable[[Response], float], size: Callable[[Response], float], seed: int
+) -> Estimate:
+    """Sum of `total` over sum of `size`. By problem id: the interval doesn't depend on the order of the groups."""
+    correct_counts(groups)
+    ordered = sorted(groups, key=lambda group: group.problem.id)
+    totals = [math.fsum(map(total, group.responses)) for group in ordered]
+    return bootstrap_ratio(totals, [math.fsum(map(size, group.responses)) for group in ordered], seed)
+
+
+def solved(groups: Sequence[Group]) -> dict[str, Estimate]:
+    """Shares of problems of which no response is correct, some are, all are; they sum to 1."""
     counts = correct_counts(groups)
-    responses = [response for group in groups for response in group.responses]
-    tokens = sum(len(r.token_ids) for r in responses)
-    none = sum(c == 0 for _, c in counts) / len(groups)
-    every = sum(c == n for n, c in counts) / len(groups)
-    return Dynamics(
-        problems=len(groups),
-        responses=len(responses),
-        accuracy=sample_accuracy(groups, seed),
-        mean_length=tokens / len(responses),
-        mean_entropy=float(sum(np.sum(r.entropy, dtype=np.float64) for r in responses)) / max(tokens, 1),
-        distinct=float(np.mean([len({r.text for r in g.responses}) / len(g.responses) for g in groups])),
-        solved_none=none,
-        solved_some=sum(0 < c < n for n, c in counts) / len(groups),
-        solved_all=every,
-        finished=sum(r.finish_reason == "stop" for r in responses) / len(responses),
-        selected=sum(r.selected for r in responses) / len(groups),
-    )
+    found = {
+        "solved_none": sum(correct == 0 for _, correct in counts),
+        "solved_some": sum(0 < correct < n for n, correct in counts),
+        "solved_all": sum(correct == n for n, correct in counts),
+    }
+    return {name: wilson(number, len(groups)) for name, number in found.items()}
+
+
+def distinct(groups: Sequence[Group], seed: int = 0) -> Estimate:
+    """Share of different texts among a problem's responses.
+
+    As in selection, white space around a text is no difference.
+    """
+    correct_counts(groups)
+    shares = [len({response.text.strip() for response in group.responses}) / len(group.responses) for group in groups]
+    return bootstrap(shares, seed, bounds=SHARE)
+
+
+def measure(
+    groups: Sequence[Group],
+    *,
+    k: int = 1,
+    reward_k: int = 2,
+    scored: bool = False,
+    seed: int = 0,
+    delimiter: str = "\n\n",
+    max_steps: int = 0,
+) -> dict[str, Estimate]:
+    """Every metric of judged `groups` by name, in this order; a group's first response is the greedy one, the rest are
+    its samples.
+
+    greedy; pass_at_1, pass_at_k, unbiased_pass_at_k, pass_at_k_minus_greedy; reward_pass_at_k (at `reward_k`);
+    majority, weighted, best_of_n (over all samples); entropy (nats a token), length (tokens a response), steps (a
+    response); solved_none, solved_some, solved_all; distinct. All but `greedy` describe the samples and are absent when
+    there are none; reward_pass_at_k, weighted and best_of_n ask `scored` groups, in which every response has a score.
+    """
+    correct_counts(groups)
+    greedy = [replace(group, responses=group.responses[:1]) for group in groups]
+    found = {"greedy": greedy_accuracy(greedy)}
+    if all(len(group.responses) == 1 for group in groups):
+        return found
+    sampled = [replace(group, responses=group.responses[1:]) for group in groups]
+    found["pass_at_1"] = sample_accuracy(sampled, seed)
+    found["pass_at_k"] = pass_at_k(sampled, k)
+    found["unbiased_pass_at_k"] = unbiased_pass_at_k(sampled, k, seed)
+    found["pass_at_k_minus_greedy"] = pass_at_k_minus_greedy(sampled, greedy, k, seed)
+    if scored:
+        found["reward_pass_at_k"] = reward_pass_at_k(sampled, reward_k)
+    found |= {rule: vote_accuracy(sampled, rule) for rule in (RULES if scored else ("majority",))}
+    found["entropy"] = entropy(sampled, seed)
+    found["length"] = length(sampled, seed)
+    found["steps"] = steps(sampled, seed, delimiter, max_steps)
+    return found | solved(sampled) | {"distinct": distinct(sampled, seed)}

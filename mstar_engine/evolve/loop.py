@@ -129,11 +129,15 @@ class Evolution:
                 seed=self.config.seed,
                 samples=evaluate.pass_at_k_n,
                 k=evaluate.pass_at_k,
+                reward_k=evaluate.reward_pass_at_k,
                 temperature=evaluate.temperature,
+                delimiter=self.config.steps.delimiter,
+                max_steps=self.config.steps.max_steps,
                 writer=writer,
                 phase=phase,
                 prm=self.prm,
             )
+            phase.advance(0, note=measured.samples_in_words())
             self.progress.greedy = measured.greedy
         entry = {
             **entry,
@@ -143,6 +147,7 @@ class Evolution:
             "k": evaluate.pass_at_k,
             "reward_pass_at_2": plain(measured.reward_pass_at_2) if measured.reward_pass_at_2 else None,
             "verifier": plain_table(measured.verifier),
+            "dynamics": {name: plain(estimate) for name, estimate in measured.dynamics.items()},
             "seconds": round(entry["seconds"] + time.perf_counter() - begun, 3),
         }
         self.run.journal.append("iteration", **entry)

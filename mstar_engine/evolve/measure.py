@@ -7,14 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mstar_engine.evolve.dynamics import (
-    greedy_accuracy,
-    pass_at_k,
-    reward_pass_at_k,
-    sample_accuracy,
-    unbiased_pass_at_k,
-    verifier_table,
-)
+from mstar_engine.evolve.dynamics import measure, reward_pass_at_k, verifier_table
 from mstar_engine.report.progress import Phase
 from mstar_engine.reward.answers import judge
 from mstar_engine.reward.prm import ProcessRewardModel
@@ -25,16 +18,38 @@ from mstar_engine.types import Estimate, Group, Problem, SamplingParams
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """A policy on one problem set. All but `greedy` are None when nothing was sampled besides the greedy response, the
-    last two without a process reward model. `verifier`: by K (powers of two), then voting rule; see `dynamics`.
+    """A policy on one problem set: its `dynamics` by name (see `dynamics.measure`), at `k` and `reward_k`.
+
+    `reward_pass_at_2` is Reward-Pass@K at the paper's 2, whatever `reward_k` is; `verifier`: by K (powers of two), then
+    voting rule. Both are None without samples or without a process reward model.
     """
 
-    greedy: Estimate
-    pass_at_1: Estimate | None
-    pass_at_k: Estimate | None
-    unbiased_pass_at_k: Estimate | None
+    dynamics: dict[str, Estimate]
+    k: int
+    reward_k: int
     reward_pass_at_2: Estimate | None
     verifier: dict[int, dict[str, Estimate]] | None
+
+    @property
+    def greedy(self) -> Estimate:
+        """Greedy accuracy."""
+        return self.dynamics["greedy"]
+
+    @property
+    def pass_at_1(self) -> Estimate | None:
+        """Mean share of right samples a problem; None without samples."""
+        return self.dynamics.get("pass_at_1")
+
+    @property
+    def pass_at_k(self) -> Estimate | None:
+        """Share of problems with a right one among `k` samples; None without samples."""
+        return self.dynamics.get("pass_at_k")
+
+    def samples_in_words(self) -> str:
+        """What sampling reached, for a progress line: "Pass@8 65.6%  Reward-Pass@2 44.4%", as far as measured."""
+        labels = {"pass_at_k": f"Pass@{self.k}", "reward_pass_at_k": f"Reward-Pass@{self.reward_k}"}
+        found = [(label, self.dynamics[name]) for name, label in labels.items() if name in self.dynamics]
+        return "  ".join(f"{label} {100 * estimate.value:.1f}%" for label, estimate in found)
 
 
 def measure_policy(
@@ -45,17 +60,26 @@ def measure_policy(
     seed: int,
     samples: int = 0,
     k: int = 1,
+    reward_k: int = 2,
     temperature: float = 1.0,
+    delimiter: str = "\n\n",
+    max_steps: int = 0,
     writer: RolloutWriter | None = None,
     phase: Phase | None = None,
     prm: ProcessRewardModel | None = None,
 ) -> tuple[Measurement, list[Group]]:
-    """Greedy accuracy of `problems` and, with `samples` more responses at `temperature`, Pass@1 and Pass@k.
+    """Greedy accuracy of `problems` and, with `samples` more responses at `temperature`, all of their dynamics.
 
-    Returns the measurement and the judged groups in problem order; response 0 of a group is the greedy one. With a
-    `writer` every group is kept as it finishes, and those it holds already are not sampled again. `prm` scores every
-    response when there are samples.
+    `k` is that of Pass@K, `reward_k` that of Reward-Pass@K, each at most `samples` where it is measured (ValueError);
+    `delimiter` and `max_steps` divide responses into steps. The greedy response and the samples of a problem are
+    branches of one prompt. Returns the measurement and the judged groups in problem order; response 0 of a group is
+    the greedy one. With a `writer` every group is kept as it finishes, and those it holds already are not sampled
+    again. `prm` scores every response when there are samples.
     """
+    scored = prm is not None and samples > 0
+    for name, value, measured in (("k", k, samples > 0), ("reward_k", reward_k, scored)):
+        if measured and not 1 <= value <= samples:
+            raise ValueError(f"measure_policy: {name}={value}; allowed: 1 to samples={samples}")
     params = SamplingParams(n=1 + samples, temperature=temperature, max_tokens=max_tokens, seed=seed)
     degrees = np.array([0.0] + [temperature] * samples, np.float32)
     order = {problem.id: index for index, problem in enumerate(problems)}
@@ -68,7 +92,7 @@ def measure_policy(
     batches = engine.generate_batches(missing, params, temperatures=lambda _: degrees) if missing else ()
     for batch in batches:
         judged = [judge(group) for group in batch]
-        if prm is not None and samples:
+        if scored:
             judged = list(prm.scored(judged))
         if writer is not None:
             writer.write(*judged)
@@ -78,19 +102,31 @@ def measure_policy(
     if writer is not None:
         writer.finish()
     groups.sort(key=lambda group: order[group.problem.id])
-    return measurement(groups, k, seed, scored=prm is not None and samples > 0), groups
+    found = measurement(
+        groups, k=k, reward_k=reward_k, scored=scored, seed=seed, delimiter=delimiter, max_steps=max_steps
+    )
+    return found, groups
 
 
-def measurement(groups: Sequence[Group], k: int, seed: int, scored: bool) -> Measurement:
+def measurement(
+    groups: Sequence[Group],
+    *,
+    k: int,
+    reward_k: int,
+    scored: bool,
+    seed: int,
+    delimiter: str = "\n\n",
+    max_steps: int = 0,
+) -> Measurement:
     """What judged groups say, whose first response is the greedy one; `scored`: every response has a score."""
-    greedy = [replace(group, responses=group.responses[:1]) for group in groups]
     samples = len(groups[0].responses) - 1
-    sampled = [replace(group, responses=group.responses[1:]) for group in groups] if samples else []
+    sampled = [replace(group, responses=group.responses[1:]) for group in groups] if scored else []
     return Measurement(
-        greedy=greedy_accuracy(greedy),
-        pass_at_1=sample_accuracy(sampled, seed) if sampled else None,
-        pass_at_k=pass_at_k(sampled, k) if sampled else None,
-        unbiased_pass_at_k=unbiased_pass_at_k(sampled, k, seed) if sampled else None,
+        dynamics=measure(
+            groups, k=k, reward_k=reward_k, scored=scored, seed=seed, delimiter=delimiter, max_steps=max_steps
+        ),
+        k=k,
+        reward_k=reward_k,
         reward_pass_at_2=reward_pass_at_k(sampled, 2) if scored and samples > 1 else None,
-        verifier=verifier_table(sampled, [2**i for i in range(samples.bit_length())]) if scored and sampled else None,
+        verifier=verifier_table(sampled, [2**i for i in range(samples.bit_length())]) if scored else None,
     )

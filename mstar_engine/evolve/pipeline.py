@@ -113,6 +113,7 @@ class Pipeline:
             "ood_greedy": self._measure("ood", self.data.ood).greedy,
             "validation_greedy": on_validation.greedy,
             "pass_at_k": on_validation.pass_at_k,
+            "dynamics": on_validation.dynamics,
         }
         self.progress.greedy = on_validation.greedy
         self.run.journal.append("warmup", **self.summary["warmup"])
@@ -177,9 +178,21 @@ class Pipeline:
         if self.summary["warmup"] is None or self.run.journal.last("warmup_rewards") is not None or not path.exists():
             return
         groups = list(prm.scored(read_rollouts(path, {problem.id: problem for problem in self.data.validation})))
-        found = measurement(groups, self.config.evaluate.pass_at_k, self.config.seed, scored=True)
+        evaluate, steps = self.config.evaluate, self.config.steps
+        found = measurement(
+            groups,
+            k=evaluate.pass_at_k,
+            reward_k=evaluate.reward_pass_at_k,
+            scored=True,
+            seed=self.config.seed,
+            delimiter=steps.delimiter,
+            max_steps=steps.max_steps,
+        )
         self.run.journal.append(
-            "warmup_rewards", reward_pass_at_2=found.reward_pass_at_2, verifier=plain_table(found.verifier)
+            "warmup_rewards",
+            reward_pass_at_2=found.reward_pass_at_2,
+            verifier=plain_table(found.verifier),
+            dynamics=found.dynamics,
         )
         self._read_back()
         self.trackers.place(0, {key: self.summary["warmup"][key] for key in ("reward_pass_at_2", "verifier")})
@@ -223,11 +236,14 @@ class Pipeline:
                 seed=self.config.seed,
                 samples=samples,
                 k=evaluate.pass_at_k,
+                reward_k=evaluate.reward_pass_at_k,
                 temperature=evaluate.temperature,
+                delimiter=self.config.steps.delimiter,
+                max_steps=self.config.steps.max_steps,
                 writer=writer,
                 phase=phase,
             )
-            phase.advance(0, note=f"{100 * measured.greedy.value:.1f}% right")
+            phase.advance(0, note=f"{100 * measured.greedy.value:.1f}% right  {measured.samples_in_words()}".rstrip())
         return measured
 
     def _warmed_up(self) -> Policy:
@@ -249,7 +265,8 @@ class Pipeline:
                 self.summary[name] = {key: value for key, value in event.items() if key not in ("time", "event")}
         scored = self.run.journal.last("warmup_rewards")
         if scored is not None and self.summary["warmup"] is not None:
-            self.summary["warmup"] |= {key: scored[key] for key in ("reward_pass_at_2", "verifier")}
+            added = ("reward_pass_at_2", "verifier", "dynamics")
+            self.summary["warmup"] |= {key: scored[key] for key in added if key in scored}
         entries = {event["iteration"]: event for event in self.run.journal.events if event["event"] == "iteration"}
         self.summary["evolve"] = [
             {key: value for key, value in entries[i].items() if key not in ("time", "event")} for i in sorted(entries)
