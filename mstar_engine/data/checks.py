@@ -73,7 +73,7 @@ def refuse_repeated_ids(problems: Iterable[Problem], what: str) -> None:
     """ValueError with the count and the first of the ids that several problems have: ids key files and draws."""
     repeated = [name for name, times in Counter(problem.id for problem in problems).items() if times > 1]
     if repeated:
-        raise ValueError(f"{what}: {len(repeated)} ids of more than one problem: {_first(repeated)}")
+        raise ValueError(f"{what}: repeated ids, {len(repeated)} in all: {_first(repeated)}")
 
 
 def refuse_overlap(measured: Mapping[str, Sequence[Problem]], learned: Sequence[Problem], what: str) -> None:
@@ -81,7 +81,8 @@ def refuse_overlap(measured: Mapping[str, Sequence[Problem]], learned: Sequence[
     for name, pairs in overlaps(measured, learned).items():
         if pairs:
             shown = [ours if ours == theirs else f"{ours} (there {theirs})" for ours, theirs in pairs.items()]
-            raise ValueError(f"{_NAMES[name]} set: {len(pairs)} problems are in the {what} set too: {_first(shown)}")
+            count = f"{len(pairs)} of {len(measured[name])}"
+            raise ValueError(f"{_NAMES[name]} set: {count} problems are also in the {what} set: {_first(shown)}")
 
 
 def overlaps(measured: Mapping[str, Sequence[Problem]], learned: Sequence[Problem]) -> dict[str, dict[str, str]]:
