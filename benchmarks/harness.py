@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -23,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from mstar_engine.environment import device_name, versions
 from mstar_kernels.dispatch import extension
 
 
@@ -50,38 +49,6 @@ class Row:
     versions: dict[str, str] = field(default_factory=dict)
     date: str = ""
     command: str = ""
-
-
-def device_name() -> str:
-    """The GPU where there is one, else the processor and its instruction set, with the number of threads."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        processor = names[0] if names else processor
-    native = extension()
-    isa = native.active_isa() if native is not None else "no extension"
-    return f"{processor}, {isa}, {torch.get_num_threads()} threads"
-
-
-def versions() -> dict[str, str]:
-    """Versions a reader needs to repeat a row."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": importlib.metadata.version("transformers"),
-        "mstar_engine": importlib.metadata.version("mstar_engine") if _installed("mstar_engine") else "source tree",
-        "cpus": str(os.cpu_count()),
-    }
-
-
-def _installed(package: str) -> bool:
-    try:
-        return bool(importlib.metadata.version(package))
-    except importlib.metadata.PackageNotFoundError:
-        return False
 
 
 def timed(call: Callable[[], object]) -> float:

@@ -29,9 +29,9 @@ from typing import Any
 from scipy.stats import t as student
 
 from benchmarks.digits_truth import audit
-from benchmarks.harness import device_name, versions
 from mstar_engine.config_parse import dump_config, load_config
 from mstar_engine.durable import replace_text
+from mstar_engine.environment import device_name, versions
 
 ARMS = {"top_2": ("top_k", 2), "random_2": ("random", 2), "all_correct": ("all", 2)}
 SHARED = "stages=[pretrain,warmup,annotate,prm]"

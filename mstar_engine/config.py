@@ -53,8 +53,8 @@ class DataConfig:
     """
 
     dataset_name: Literal["digits"] = "digits"
-    train_problems: Count = 2048
-    unlabelled_problems: CountOrOff = 0
+    train_problems: Count = 1536
+    unlabelled_problems: CountOrOff = 1536
     validation_problems: Count = 256
     test_problems: Count = 512
     ood_problems: Count = 256
@@ -130,9 +130,9 @@ class StepsConfig:
 
 @section
 class AnnotateConfig:
-    """Step labels by Monte Carlo: `solutions` of each of `problems` training problems, sampled as rollouts are, and up
-    to `completions` from the end of every step, at `temperature`. `held_out` validation problems are labelled alike,
-    to judge the process reward model by.
+    """Step labels by Monte Carlo: `solutions` of each of `problems` training problems, and up to `completions` from the
+    end of every step, both sampled at `temperature`. `held_out` validation problems are labelled alike, to judge the
+    process reward model by.
 
     `mode`: "hard" (until the first right completion), "soft" (all, their share) or "binary" (search for the first
     error).
@@ -171,12 +171,12 @@ class PrmConfig:
 class RunConfig:
     """A whole run. `threads` 0 uses every core; `stages` are done in the order of `STAGES`.
 
-    `preset` names the row of `presets.py` that the rest was laid over; "" is none. `report_to`: where metrics go
-    besides the run's own files.
+    `preset` names the row of `presets.py` that the rest was laid over; the defaults are those of "mstar". `report_to`:
+    where metrics go besides the run's own files.
     """
 
     output_dir: Text = "runs/digits"
-    preset: str = ""
+    preset: str = "mstar"
     seed: Seed = 0
     stages: list[Stage] = Field(default_factory=lambda: list(STAGES))
     threads: CountOrOff = 0

@@ -84,11 +84,15 @@ class TrainConfig:
 @section
 class EvolveConfig:
     """The loop. `method`: a row of evolve/methods.py. `interval`: the labelled problems of one iteration, as a share
-    (0.25, 1.0) or a number (200)."""
+    (0.25, 1.0) or a number (200). `passes` over the labelled problems end it, or `iterations` (-1: the passes decide).
+
+    Counting in passes lets methods of different intervals see the same amount of data.
+    """
 
     method: Literal["sft", "star", "iterative_rft", "rest_em", "continuous"] = "continuous"
-    iterations: Count = 6
     interval: PositiveShare | Annotated[int, Field(ge=2)] = 0.25
+    passes: Rate = 2.0
+    iterations: Annotated[int, Field(ge=-1)] = -1
 
     @field_validator("interval", mode="before")
     @classmethod
@@ -97,6 +101,27 @@ class EvolveConfig:
         if type(value) is int and value == 1:
             raise ValueError("1.0 for all problems, a share below it, or 2 problems or more")
         return value
+
+    @field_validator("iterations")
+    @classmethod
+    def _none_is_no_evolution(cls, value: int) -> int:
+        """Leaving the stage out is how not to evolve."""
+        if value == 0:
+            raise ValueError("1 or more, or -1: evolve.passes decides; without evolution, leave evolve out of stages")
+        return value
+
+    def problems_of(self, labelled: int) -> int:
+        """Problems of an iteration, of so many labelled ones."""
+        wanted = self.interval if isinstance(self.interval, int) else max(1, round(self.interval * labelled))
+        return min(wanted, labelled)
+
+    def iterations_of(self, labelled: int) -> int:
+        """Iterations over so many labelled problems: as given, or as many as the passes take."""
+        if self.iterations > 0:
+            return self.iterations
+        # A share that does not divide the set ends each pass with a smaller iteration.
+        parts = -(-labelled // self.problems_of(labelled))
+        return max(1, round(self.passes * parts))
 
 
 @section

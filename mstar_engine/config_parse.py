@@ -1,6 +1,8 @@
 """From a recipe and overrides to a RunConfig, and back to text; every mistake becomes one line that names its key.
 
-A recipe is a YAML file with only what differs from the defaults, or from the recipe that it `extends`.
+A recipe is a YAML file with only what differs from the defaults, or from the recipe that it `extends`. It may name a
+`preset` (a row of the paper's tables), which its own keys are laid over; one named on the command line is laid over the
+recipe, and the other overrides over that.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from mstar_engine.config import RunConfig
+from mstar_engine.presets import preset_mapping
 from mstar_engine.yaml_text import ConfigError, one_line, parse_yaml, write_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -89,6 +92,8 @@ def _read_recipe(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: extends itself (through {' -> '.join(p.name for p in seen)})")
     mapping = _read_mapping(path)
     base = mapping.pop("extends", None)
+    if "preset" in mapping:
+        mapping = merge(_preset(mapping["preset"], str(path)), mapping)
     if base is None:
         return mapping
     if not isinstance(base, str):
@@ -103,6 +108,13 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = merge(merged[key], value) if both else value
     return merged
+
+
+def _preset(name: Any, where: str) -> dict[str, Any]:
+    """The mapping of a preset that a recipe or the command line names."""
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: preset={_given(name)}; allowed: the name of a preset")
+    return preset_mapping(name)
 
 
 def _override(text: str) -> dict[str, Any]:
@@ -128,8 +140,11 @@ def load_config(recipe: Path | str | None = None, overrides: list[str] | tuple[s
     Raises ConfigError, a ValueError whose message is one line naming the key, what was given and what is allowed.
     """
     mapping = {} if recipe is None else _read_recipe(_recipe_path(recipe))
-    for text in overrides:
-        mapping = merge(mapping, _override(text))
+    above = [_override(text) for text in overrides]
+    for named in [one["preset"] for one in above if "preset" in one]:
+        mapping = merge(mapping, _preset(named, "command line"))
+    for one in above:
+        mapping = merge(mapping, one)
     return build_config(mapping)
 
 
@@ -140,7 +155,8 @@ def build_config(mapping: dict[str, Any]) -> RunConfig:
 
 def _build(cls: type, mapping: Any, prefix: str) -> Any:
     if not isinstance(mapping, dict):
-        raise ConfigError(f"{prefix.rstrip('.')}={_given(mapping)}; allowed: a section with {', '.join(_fields(cls))}")
+        name, keys = prefix.rstrip("."), ", ".join(_fields(cls))
+        raise ConfigError(f"{name}={_given(mapping)}; allowed: a section with {keys}{_elsewhere(name)}")
     fields, values = _fields(cls), {}
     for key, value in mapping.items():
         if key not in fields:
@@ -179,6 +195,12 @@ def known_keys(cls: type = RunConfig, prefix: str = "") -> list[str]:
         if dataclasses.is_dataclass(kind):
             keys += known_keys(kind, f"{prefix}{name}.")
     return keys
+
+
+def _elsewhere(section: str) -> str:
+    """Where the key is that a section's name was taken for, if it is one elsewhere."""
+    found = [key for key in known_keys() if key.endswith(f".{section}")]
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def _unknown(dotted: str) -> ConfigError:

@@ -6,6 +6,8 @@ python -m mstar_engine.run my.yaml rollout.temperature=0.8   a recipe of yours, 
 python -m mstar_engine.run my.yaml --print_config            what that amounts to
 python -m mstar_engine.run my.yaml --dry_run                 load everything, do nothing
 python -m mstar_engine.run my.yaml --resume                  go on where a run stopped
+python -m mstar_engine.run preset=rest_em                    a row of the paper's tables
+python -m mstar_engine.run ablation=paper_methods seeds=5    a whole table, beside the paper's; goes on where it stopped
 """
 
 from __future__ import annotations
@@ -19,13 +21,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mstar_engine.config_parse import ConfigError, dump_config, load_config
+from mstar_engine.presets import ablation_named
 
 if TYPE_CHECKING:
-    from mstar_engine.config import RunConfig
+    from mstar_engine.evolve.ablation import AblationOptions
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, RunConfig]:
-    """Command-line arguments to options and a checked configuration. Raises ConfigError with one line."""
+ABLATION_KEYS = ("ablation", "seeds", "jobs", "results")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Command-line arguments to options, with `recipe` (or None), `overrides` and `ablation` (those of ABLATION_KEYS).
+
+    Raises ConfigError with one line.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m mstar_engine.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,12 +46,28 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, RunConfig]:
     parser.add_argument("--resume", action="store_true", help="continue the run in output_dir where it stopped")
     options = parser.parse_intermixed_args(argv)
     recipes = [argument for argument in options.arguments if "=" not in argument]
-    overrides = [argument for argument in options.arguments if "=" in argument]
     if len(recipes) > 1:
         raise ConfigError(
             f"{len(recipes)} recipes given ({', '.join(recipes)}); allowed: one, then key=value overrides"
         )
-    return options, load_config(recipes[0] if recipes else None, overrides)
+    options.recipe = recipes[0] if recipes else None
+    pairs = [argument.partition("=") for argument in options.arguments if "=" in argument]
+    options.ablation = {key: value for key, _, value in pairs if key in ABLATION_KEYS}
+    options.overrides = [f"{key}={value}" for key, _, value in pairs if key not in ABLATION_KEYS]
+    if options.ablation and "ablation" not in options.ablation:
+        raise ConfigError(f"{next(iter(options.ablation))}: only with ablation=, as in ablation=paper_methods seeds=5")
+    return options
+
+
+def ablation_options(given: dict[str, str]) -> AblationOptions:
+    """The options of an ablation. ConfigError names a value that is no whole number of 1 or more."""
+    from mstar_engine.evolve.ablation import AblationOptions
+
+    for key in ("seeds", "jobs"):
+        if key in given and not (given[key].isascii() and given[key].isdigit() and int(given[key]) > 0):
+            raise ConfigError(f"{key}={given[key]}; allowed: a whole number, 1 or more")
+    numbers = {key: int(given[key]) for key in ("seeds", "jobs") if key in given}
+    return AblationOptions(name=given["ablation"], results=given.get("results", ""), **numbers)
 
 
 def busy_share(seconds: float = 0.3) -> float:
@@ -67,7 +92,11 @@ def busy_share(seconds: float = 0.3) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; returns the process's exit status: 0 done, 1 stopped by an error, 2 refused before work, 130 interrupted."""
     try:
-        options, config = parse(sys.argv[1:] if argv is None else argv)
+        options = parse(sys.argv[1:] if argv is None else argv)
+        if options.ablation:
+            ablation_named(options.ablation["ablation"])
+            return _ablation(options)
+        config = load_config(options.recipe, options.overrides)
     except ConfigError as error:
         print(f"mstar_engine: {error}", file=sys.stderr)
         return 2
@@ -91,6 +120,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nmstar_engine: interrupted; {config.output_dir} is intact, continue with --resume", file=sys.stderr)
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
+        print(f"mstar_engine: {error}", file=sys.stderr)
+        return 1
+
+
+def _ablation(options: argparse.Namespace) -> int:
+    """Run an ablation; it is resumable by nature, so `--resume` changes nothing."""
+    if options.print_config:
+        raise ConfigError(
+            "--print_config: an ablation has many configurations; name one with preset=, or use --dry_run"
+        )
+    from mstar_engine.evolve.ablation import run_ablation
+
+    try:
+        return run_ablation(
+            ablation_options(options.ablation), options.recipe, options.overrides, dry_run=options.dry_run
+        )
+    except KeyboardInterrupt:
+        print("\nmstar_engine: interrupted; the runs are intact, the same command goes on", file=sys.stderr)
+        return 130
+    except ConfigError:
+        raise
+    except (ValueError, OSError) as error:
         print(f"mstar_engine: {error}", file=sys.stderr)
         return 1
 

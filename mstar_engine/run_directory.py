@@ -1,6 +1,6 @@
 """The folder of a run: everything that it writes, and the right to write it.
 
-    config.yaml  journal.jsonl  rollouts/  checkpoints/  report_images/  summary.json  report.html
+    config.yaml  journal.jsonl  rollouts/  checkpoints/  report_images/  trackers/  summary.json  report.html
 
 One configuration, one folder: another configuration is refused, so that what lies there always belongs together.
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from mstar_engine.evolve.policy import Policy
 from mstar_engine.evolve.prompts import Prompts
 from mstar_engine.evolve.pseudo_labels import pseudo_label, pseudo_summary
 from mstar_engine.journal import plain
+from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.report.progress import Phase, Progress
-from mstar_engine.reward.answers import judge
+from mstar_engine.reward.answers import bare_answer, judge
 from mstar_engine.reward.prm import ProcessRewardModel
 from mstar_engine.reward.select import select
 from mstar_engine.run_directory import RunDirectory
+from mstar_engine.train.collate import imitate
 from mstar_engine.train.trainer import StepStats
 from mstar_engine.types import PSEUDO, Estimate, Group, Problem, SamplingParams, TrainingExample
 
@@ -36,8 +39,9 @@ KEPT_CHECKPOINTS = 2
 class Evolution:
     """Runs the iterations of one run over its labelled problems and, where they are mixed in, its unlabelled ones.
 
-    `entries` holds a summary entry for each iteration that is over; `measured` is called with each new one. `prm`
-    scores responses for the selection, and on the validation problems; it stays as it is.
+    `entries` holds a summary entry for each iteration that is over; `measured` is called with each new one, `stepped`
+    after each optimizer step with its number (from 1, over all iterations). `prm` scores responses for the selection,
+    and on the validation problems; it stays as it is.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Evolution:
         progress: Progress,
         measured: Callable[[dict[str, Any]], None] = lambda entry: None,
         prm: ProcessRewardModel | None = None,
+        stepped: Callable[[int, StepStats], None] = lambda number, step: None,
         unlabelled: Sequence[Problem] = (),
     ) -> None:
         self.config = config
@@ -62,6 +67,7 @@ class Evolution:
         self.progress = progress
         self.measured = measured
         self.prm = prm
+        self.stepped = stepped
         self.entries: list[dict[str, Any]] = []
 
     def resume(self) -> int:
@@ -83,8 +89,13 @@ class Evolution:
     def iterate(self, iteration: int) -> None:
         """Do one iteration. Interrupted, it can be done again: no finished group is sampled twice."""
         begun = time.perf_counter()
-        groups, sampling = self._generate(iteration)
-        examples = selected_examples(groups)
+        if self.method.imitates == "reference":
+            problems = self.prompts.problems(iteration)
+            examples = [reference_example(problem, self.policy.encoder) for problem in problems]
+            groups, sampling = [], {"tokens_per_second": None, "sample_seconds": 0.0}
+        else:
+            groups, sampling = self._generate(iteration)
+            examples = selected_examples(groups)
         loss = self._improve(iteration, examples)
         responses = [response for group in groups for response in group.responses]
         entry = {
@@ -94,8 +105,8 @@ class Evolution:
             "correct": sum(bool(response.correct) for response in responses),
             "kept": len(examples),
             "temperature": self.config.rollout.temperature,
-            "entropy": float(np.mean([response.entropy.mean() for response in responses])),
-            "length": float(np.mean([len(response.token_ids) for response in responses])),
+            "entropy": float(np.mean([response.entropy.mean() for response in responses])) if responses else None,
+            "length": float(np.mean([len(response.token_ids) for response in responses])) if responses else None,
             "loss": loss,
             "global_step": self.policy.trainer.global_step,
             "learning_rate": self.policy.trainer.schedule(max(0, self.policy.trainer.global_step - 1)),
@@ -206,10 +217,17 @@ class Evolution:
         loss, limit = None, self.config.train.max_steps
         if not examples or (limit >= 0 and trainer.global_step >= limit):
             return None
+        # On a clock that starts again with each iteration, the steps of the earlier ones come before.
+        before = sum(entry["global_step"] for entry in self.entries) if self.method.clock == "iteration" else 0
         train = self.config.train
         size = train.per_device_train_batch_size * train.gradient_accumulation_steps
         steps = -(-len(examples) // size) * train.num_train_epochs
         with self.progress.phase(f"iteration {iteration + 1}: train", steps, "steps") as phase:
+
+            def stepped(step: StepStats) -> None:
+                show_step(phase, step)
+                self.stepped(before + step.step + 1, step)
+
             for epoch in range(iteration * train.num_train_epochs, (iteration + 1) * train.num_train_epochs):
                 stats = trainer.train_epoch(
                     examples,
@@ -217,7 +235,7 @@ class Evolution:
                     seed=self.config.seed,
                     epoch=epoch,
                     max_steps=limit if limit >= 0 else None,
-                    progress=lambda step: show_step(phase, step),
+                    progress=stepped,
                 )
                 loss = stats.loss if stats.steps else loss
         return loss
@@ -258,6 +276,13 @@ def selected_examples(groups: Sequence[Group]) -> list[TrainingExample]:
         for response in group.responses
         if response.selected
     ]
+
+
+def reference_example(problem: Problem, encoder: PromptEncoder) -> TrainingExample:
+    """What SFT imitates: the worked response that the data has, else the bare reference answer."""
+    if problem.response is None and problem.gold is None:
+        raise ValueError(f"problem {problem.id}: neither a response nor a reference answer; method sft needs one")
+    return imitate(replace(problem, response=problem.response or bare_answer(problem.gold)), encoder)
 
 
 def evolve(evolution: Evolution, iterations: int) -> None:

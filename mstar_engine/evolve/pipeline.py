@@ -5,6 +5,7 @@ A stage that is done is not done again; an interrupted one goes on from what it 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.models.tiny import build_tiny
 from mstar_engine.report.html import write_report
 from mstar_engine.report.progress import Progress
+from mstar_engine.report.trackers.trackers import Trackers
 from mstar_engine.reward.prm import ProcessRewardModel
 from mstar_engine.rollout_file import read_rollouts
 from mstar_engine.run_directory import RunDirectory
@@ -30,6 +32,7 @@ from mstar_engine.train.checkpoint import recover, save_checkpoint
 from mstar_engine.train.collate import imitate
 from mstar_engine.train.pretrain import align, check, ground
 from mstar_engine.train.schedule import Schedule, schedule_of
+from mstar_engine.train.trainer import StepStats
 from mstar_engine.types import Problem, TrainingExample
 from mstar_kernels import _C
 
@@ -51,6 +54,7 @@ class Pipeline:
             {"train": data.train[: config.annotate.problems], "held_out": data.validation[: config.annotate.held_out]},
             progress,
         )
+        self.trackers = Trackers(config, run, progress)
         self._policy: Policy | None = None
         for name in ("base", "warmup", "prm", "final"):
             recover(self._checkpoint(name))
@@ -68,8 +72,9 @@ class Pipeline:
             "report": self.report,
         }
         self._read_back()
-        for name in self.config.stages:
-            if name == "report" or not self.run.journal.done(name):
+        left = [name for name in self.config.stages if name == "report" or not self.run.journal.done(name)]
+        with self.trackers if left != ["report"] else contextlib.nullcontext():
+            for name in left:
                 with self.run.journal.stage(name):
                     stages[name]()
                 self._write_summary()
@@ -112,12 +117,18 @@ class Pipeline:
         }
         self.progress.greedy = on_validation.greedy
         self.run.journal.append("warmup", **self.summary["warmup"])
+        self.trackers.place(0, self.summary["warmup"])
 
     def _imitate(self, examples: list[TrainingExample], batch_size: int, steps: int) -> None:
         """Supervised training for `steps` optimizer steps, over as many epochs as that takes."""
         assert self._policy is not None
         trainer = self._policy.trainer
         with self.progress.phase("warm-up", steps, "steps") as phase:
+
+            def stepped(step: StepStats) -> None:
+                show_step(phase, step)
+                self.trackers.step("warmup", step.step + 1, step)
+
             epoch = 0
             while trainer.global_step < steps:
                 trainer.train_epoch(
@@ -126,7 +137,7 @@ class Pipeline:
                     seed=self.config.seed,
                     epoch=epoch,
                     max_steps=steps,
-                    progress=lambda step: show_step(phase, step),
+                    progress=stepped,
                 )
                 epoch += 1
 
@@ -149,12 +160,25 @@ class Pipeline:
         def measured(entry: dict[str, Any]) -> None:
             self.summary["evolve"] = evolution.entries
             self._write_summary()
+            self.trackers.iteration(entry)
+
+        def stepped(number: int, step: StepStats) -> None:
+            self.trackers.step("train", number, step)
 
         data = self.data
         evolution = Evolution(
-            self.config, self.run, policy, data.train, data.validation, self.progress, measured, prm, data.unlabelled
+            self.config,
+            self.run,
+            policy,
+            data.train,
+            data.validation,
+            self.progress,
+            measured,
+            prm,
+            stepped,
+            data.unlabelled,
         )
-        evolve(evolution, self.config.evolve.iterations)
+        evolve(evolution, self.config.evolve.iterations_of(len(self.data.train)))
         self.summary["evolve"] = evolution.entries
         policy.save(self._checkpoint("final"))
 
@@ -169,6 +193,7 @@ class Pipeline:
             "warmup_rewards", reward_pass_at_2=found.reward_pass_at_2, verifier=plain_table(found.verifier)
         )
         self._read_back()
+        self.trackers.place(0, {key: self.summary["warmup"][key] for key in ("reward_pass_at_2", "verifier")})
 
     def evaluate(self) -> None:
         """Greedy accuracy of the final policy on problems that no stage has looked at."""
@@ -177,12 +202,13 @@ class Pipeline:
             raise ValueError(f"{final} is missing; the evaluate stage needs the evolve stage before it")
         if self._policy is None:
             self._policy = Policy.load(final, self.config, self._evolve_schedule())
-        number = self.config.evolve.iterations
+        number = self.config.evolve.iterations_of(len(self.data.train))
         self.summary["final"] = {
             "greedy": self._measure("test", self.data.test, number).greedy,
             "ood_greedy": self._measure("ood", self.data.ood, number).greedy,
         }
         self.run.journal.append("final", **self.summary["final"])
+        self.trackers.place(number, self.summary["final"])
 
     def report(self) -> None:
         """The HTML report of what the run directory holds."""

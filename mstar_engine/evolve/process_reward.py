@@ -148,7 +148,7 @@ class ProcessReward:
         annotate, problems = self.config.annotate, self.problems[name]
         params = SamplingParams(
             n=annotate.solutions,
-            temperature=self.config.rollout.temperature,
+            temperature=annotate.temperature,
             max_tokens=self.config.rollout.max_completion_length,
             seed=seed,
         )

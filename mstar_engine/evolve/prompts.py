@@ -26,8 +26,7 @@ class Prompts:
 
     def __init__(self, config: RunConfig, labelled: Sequence[Problem], unlabelled: Sequence[Problem]) -> None:
         kind = config.prompts.unlabelled
-        self.iterations = config.evolve.iterations
-        assert self.iterations > 0
+        self.iterations = config.evolve.iterations_of(len(labelled))
         self.labelled = labelled
         self.config = config.prompts
         self.mix_in = first_mixed(config.prompts.mix_in_from, self.iterations)

@@ -89,9 +89,9 @@ def dry_run(config: RunConfig) -> int:
         )
     shape = probe(model)
     prompt = PromptEncoder(processor).encode(data.train[0])
-    rollout, iterations = config.rollout, config.evolve.iterations
+    rollout, iterations = config.rollout, config.evolve.iterations_of(len(data.train))
+    chunk = config.evolve.problems_of(len(data.train))
     prompts = Prompts(config, data.train, data.unlabelled)
-    chunk = len(prompts.problems(0))
     longest = len(prompt.input_ids) + rollout.max_completion_length
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or longest
     if longest > limit:

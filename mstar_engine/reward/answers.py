@@ -45,6 +45,11 @@ def normalise(answer: str) -> str:
     return f"-{digits}" if number[1] == "-" and digits != "0" else digits
 
 
+def bare_answer(gold: str) -> str:
+    """A response that gives the reference answer and nothing else."""
+    return f"# Answer {gold}"
+
+
 def judge_text(text: str, gold: str) -> Verdict:
     """The verdict on a response's text, given the reference answer."""
     answer = extract_answer(text)
