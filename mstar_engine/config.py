@@ -222,6 +222,8 @@ class RunConfig:
         """Unlabelled prompts must exist to be mixed in."""
         if value.unlabelled != "none" and "data" in info.data and not info.data["data"].unlabelled_problems:
             raise ValueError("prompts.unlabelled", value.unlabelled, "none, or data.unlabelled_problems of 1 or more")
+        if value.unlabelled == "pseudo" and "evolve" in info.data and info.data["evolve"].method == "sft":
+            raise ValueError("prompts.unlabelled", value.unlabelled, "none or oracle with evolve.method=sft")
         return value
 
     @field_validator("evaluate")

@@ -223,3 +223,8 @@ class PromptsConfig:
     vote: Literal["weighted", "majority"] = "weighted"
     min_share: Share = 0.0
     min_margin: Share = 0.0
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the vote needs a process reward model."""
+        return self.unlabelled == "pseudo" and self.vote == "weighted"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from mstar_engine.table_file import TableWriter, read_tables
-from mstar_engine.types import Group, Problem, Response
+from mstar_engine.types import PSEUDO, Group, Problem, Response
 
 _FLOATS = pa.list_(pa.float32())
 SCHEMA = pa.schema(
@@ -19,6 +20,8 @@ SCHEMA = pa.schema(
         ("source", pa.string()),
         ("question", pa.string()),
         ("gold", pa.string()),
+        ("label", pa.string()),
+        ("truth", pa.string()),
         ("prompt_length", pa.int32()),
         ("sample", pa.int32()),
         ("text", pa.string()),
@@ -37,6 +40,8 @@ SCHEMA = pa.schema(
     ]
 )
 _ARRAYS = ("logprobs", "scaled_logprobs", "filtered_logprobs", "entropy")
+ADDED = {"label": "gold", "truth": None}
+"""Columns that older files lack, and what they are there."""
 _SCALARS = ("sample", "text", "finish_reason", "temperature", "answer", "correct", "score", "selected")
 
 
@@ -52,6 +57,8 @@ def group_table(group: Group, iteration: int) -> pa.Table:
         "source": [problem.source] * rows,
         "question": [problem.question] * rows,
         "gold": [problem.gold] * rows,
+        "label": [problem.label] * rows,
+        "truth": [problem.truth] * rows,
         "prompt_length": [group.prompt_length] * rows,
         "token_ids": [np.asarray(r.token_ids, np.int32) for r in responses],
         "step_scores": [r.step_scores for r in responses],
@@ -64,7 +71,8 @@ def group_table(group: Group, iteration: int) -> pa.Table:
 def table_groups(table: pa.Table, problems: Mapping[str, Problem] | None = None) -> list[Group]:
     """Groups from rows of `SCHEMA`, in order of first appearance.
 
-    The problems come from `problems` by id where given (images and all), else they are rebuilt without images.
+    The problems come from `problems` by id where given (images and all), else they are rebuilt without images. A
+    pseudo-label is the rows' own either way: it came from these responses.
     """
     groups: dict[str, list[dict]] = {}
     for row in table.to_pylist():
@@ -73,12 +81,13 @@ def table_groups(table: pa.Table, problems: Mapping[str, Problem] | None = None)
 
 
 def _group(rows: list[dict], problems: Mapping[str, Problem] | None) -> Group:
-    first = rows[0]
+    first = ADDED | rows[0]
+    answers = {name: first[name] for name in ("gold", "label", "truth")}
     problem = None if problems is None else problems.get(first["problem_id"])
     if problem is None:
-        problem = Problem(
-            id=first["problem_id"], question=first["question"], gold=first["gold"], source=first["source"]
-        )
+        problem = Problem(id=first["problem_id"], question=first["question"], source=first["source"], **answers)
+    elif first["label"] == PSEUDO:
+        problem = replace(problem, **answers)
     responses = tuple(
         Response(
             token_ids=np.array(row["token_ids"], np.int32),

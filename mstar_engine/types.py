@@ -15,6 +15,9 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+ORACLE = "oracle"
+PSEUDO = "pseudo"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
@@ -24,6 +27,9 @@ class Problem:
     `images` are PIL images or paths, in the order in which the prompt shows them; empty for a text-only problem.
     `gold` is the reference answer, None when unlabelled. `source` names the data set or question family.
     `response` is a demonstration (warm-up data only).
+    `label` says where `gold` comes from: "gold" (the data), "oracle" (the true answer of a problem that counts as
+    unlabelled) or "pseudo" (a vote of responses; None when they do not agree enough). `truth` is the true answer beside
+    a pseudo-label, where it is known: to measure pseudo-labels by, and nothing that learns may read it.
     """
 
     id: str
@@ -32,6 +38,8 @@ class Problem:
     gold: str | None = None
     source: str = ""
     response: str | None = None
+    label: str = "gold"
+    truth: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -247,3 +248,24 @@ def test_a_write_that_the_system_cuts_short_is_taken_back(tmp_path):
     assert "File too large" in errors
     assert partial_path(path).stat().st_size < 20_011
     assert_readable(path)
+
+
+def test_a_pseudo_label_comes_back_over_the_problem_that_is_given(tmp_path):
+    """A pseudo-label belongs to its responses; a given answer to the problem, which may have been corrected since."""
+    groups = {}
+    for name, label, gold in (("a", "pseudo", "12"), ("b", "pseudo", None), ("c", "oracle", "12"), ("d", "gold", "12")):
+        group = make_group(name, gold=gold)
+        problem = replace(group.problem, label=label, truth="13" if label == "pseudo" else None)
+        groups[name] = replace(group, problem=problem)
+    with RolloutWriter(tmp_path / "iteration_0001.parquet", 1) as writer:
+        writer.write(*groups.values())
+        now = {
+            name: replace(group.problem, gold="14" if label == "gold" else None, truth=None)
+            for name, group in groups.items()
+            for label in (group.problem.label,)
+        }
+        back = {group.problem.id: group.problem for group in writer.groups(now)}
+        assert back["a"] == groups["a"].problem and back["b"] == groups["b"].problem
+        assert back["c"] == now["c"] and back["d"].gold == "14"
+        for group in writer.groups():
+            assert group.problem == replace(groups[group.problem.id].problem, images=())

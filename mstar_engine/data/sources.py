@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mstar_engine.config import DataConfig
 from mstar_engine.data.digits import captions, demonstrations, digits_problems
@@ -12,13 +12,18 @@ from mstar_engine.types import Problem
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSet:
-    """The problem sets of a run, disjoint. `warmup` has responses to imitate; the others have golds."""
+    """The problem sets of a run, disjoint. `warmup` has responses to imitate; the others have golds.
+
+    Those of `unlabelled`, where it has any, are for the oracle and for measuring pseudo-labels; `checks` says what must
+    hold.
+    """
 
     warmup: list[Problem]
     train: list[Problem]
     validation: list[Problem]
     test: list[Problem]
     ood: list[Problem]
+    unlabelled: list[Problem] = field(default_factory=list)
 
 
 def load_data(config: DataConfig, seed: int) -> DataSet:
@@ -29,9 +34,11 @@ def load_data(config: DataConfig, seed: int) -> DataSet:
     # Reading is kept alive during the warm-up, or the short demonstration set wears it down.
     mixed = worked + captions(config.warmup_captions, seed + 1)
     random.Random(f"warmup/{seed}").shuffle(mixed)
+    drawn = digits_problems("train", config.train_problems + config.unlabelled_problems, seed)
     return DataSet(
         warmup=mixed,
-        train=digits_problems("train", config.train_problems, seed),
+        train=drawn[: config.train_problems],
+        unlabelled=drawn[config.train_problems :],
         validation=digits_problems("validation", config.validation_problems, seed),
         test=digits_problems("test", config.test_problems, seed),
         ood=digits_problems("ood", config.ood_problems, seed),

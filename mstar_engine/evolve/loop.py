@@ -7,7 +7,6 @@ a run that is stopped anywhere goes on where it was and ends with the same bits.
 
 from __future__ import annotations
 
-import random
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,8 @@ from mstar_engine.config import RunConfig
 from mstar_engine.evolve.measure import measure_policy
 from mstar_engine.evolve.methods import METHODS
 from mstar_engine.evolve.policy import Policy
+from mstar_engine.evolve.prompts import Prompts
+from mstar_engine.evolve.pseudo_labels import pseudo_label, pseudo_summary
 from mstar_engine.journal import plain
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.report.progress import Phase, Progress
@@ -30,13 +31,13 @@ from mstar_engine.reward.select import select
 from mstar_engine.run_directory import RunDirectory
 from mstar_engine.train.collate import imitate
 from mstar_engine.train.trainer import StepStats
-from mstar_engine.types import Estimate, Group, Problem, SamplingParams, TrainingExample
+from mstar_engine.types import PSEUDO, Estimate, Group, Problem, SamplingParams, TrainingExample
 
 KEPT_CHECKPOINTS = 2
 
 
 class Evolution:
-    """Runs the iterations of one run over its labelled problems.
+    """Runs the iterations of one run over its labelled problems and, where they are mixed in, its unlabelled ones.
 
     `entries` holds a summary entry for each iteration that is over; `measured` is called with each new one, `stepped`
     after each optimizer step with its number (from 1, over all iterations). `prm` scores responses for the selection,
@@ -54,12 +55,14 @@ class Evolution:
         measured: Callable[[dict[str, Any]], None] = lambda entry: None,
         prm: ProcessRewardModel | None = None,
         stepped: Callable[[int, StepStats], None] = lambda number, step: None,
+        unlabelled: Sequence[Problem] = (),
     ) -> None:
         self.config = config
         self.run = run
         self.policy = policy
         self.method = METHODS[config.evolve.method]
         self.problems = problems
+        self.prompts = Prompts(config, problems, unlabelled)
         self.validation = validation
         self.progress = progress
         self.measured = measured
@@ -87,7 +90,7 @@ class Evolution:
         """Do one iteration. Interrupted, it can be done again: no finished group is sampled twice."""
         begun = time.perf_counter()
         if self.method.imitates == "reference":
-            problems = interval(self.problems, self.config.evolve.interval, iteration, self.config.seed)
+            problems = self.prompts.problems(iteration)
             examples = [reference_example(problem, self.policy.encoder) for problem in problems]
             groups, sampling = [], {"tokens_per_second": None, "sample_seconds": 0.0}
         else:
@@ -156,8 +159,8 @@ class Evolution:
 
     def _generate(self, iteration: int) -> tuple[list[Group], dict[str, Any]]:
         """Sample, judge, select and keep the responses of this iteration's problems."""
-        rollout, chosen = self.config.rollout, self.config.select
-        problems = interval(self.problems, self.config.evolve.interval, iteration, self.config.seed)
+        rollout = self.config.rollout
+        problems = self.prompts.problems(iteration)
         params = SamplingParams(
             n=rollout.n,
             temperature=rollout.temperature,
@@ -174,10 +177,7 @@ class Evolution:
             with self.progress.phase(title, len(problems), "problems") as phase:
                 phase.advance(len(problems) - len(missing))
                 for batch in self.policy.engine.generate_batches(missing, params) if missing else ():
-                    judged = [judge(group) for group in batch]
-                    if self.prm is not None and chosen.needs_scores:
-                        judged = list(self.prm.scored(judged))
-                    judged = [select(group, chosen.kind, chosen.k, params.seed, chosen.alpha) for group in judged]
+                    judged = self._judge(batch, params.seed)
                     writer.write(*judged)
                     groups += judged
                     responses = [response for group in judged for response in group.responses]
@@ -191,7 +191,24 @@ class Evolution:
         groups.sort(key=lambda group: group.problem.id)
         stats = self.policy.engine.stats
         rate = round(stats.tokens_per_second, 1) if missing else None
-        return groups, {"tokens_per_second": rate, "sample_seconds": round(stats.seconds, 3) if missing else 0.0}
+        pseudo = pseudo_summary(groups, self.config.prompts)
+        return groups, {
+            "tokens_per_second": rate,
+            "sample_seconds": round(stats.seconds, 3) if missing else 0.0,
+            "pseudo": None if pseudo is None else plain(pseudo),
+        }
+
+    def _judge(self, batch: Sequence[Group], seed: int) -> list[Group]:
+        """Sampled groups with scores, pseudo-labels, verdicts and selection. True answers come behind all of these."""
+        chosen, prompts = self.config.select, self.config.prompts
+        groups = {group.problem.id: group for group in batch}
+        if self.prm is not None:
+            every, voting = chosen.needs_scores, prompts.needs_scores
+            scored = [group for group in batch if every or (voting and group.problem.label == PSEUDO)]
+            if scored:
+                groups |= {group.problem.id: group for group in self.prm.scored(scored)}
+        judged = [judge(pseudo_label(group, prompts)) for group in groups.values()]
+        return [self.prompts.reveal(select(group, chosen.kind, chosen.k, seed, chosen.alpha)) for group in judged]
 
     def _improve(self, iteration: int, examples: list[TrainingExample]) -> float | None:
         """Train on what was kept; the method's switches say from where and with which optimizer."""
@@ -249,21 +266,6 @@ def plain_table(table: Mapping[int, Mapping[str, Estimate]] | None) -> dict[str,
 def show_step(phase: Phase, step: StepStats) -> None:
     """Count an optimizer step on the progress line."""
     phase.advance(tokens=step.tokens, note=f"loss {step.loss:.3f}")
-
-
-def interval(problems: Sequence[Problem], share: float | int, iteration: int, seed: int) -> list[Problem]:
-    """The problems of one iteration: the next `share` (or number) of the labelled set, reshuffled after each full pass.
-
-    A function of its arguments alone, so a resumed run sees the same data. Every problem appears once in each pass;
-    the last part of a pass may be smaller.
-    """
-    count = share if isinstance(share, int) else max(1, round(share * len(problems)))
-    count = min(count, len(problems))
-    parts = -(-len(problems) // count)
-    order = list(range(len(problems)))
-    random.Random(f"interval/{seed}/{iteration // parts}").shuffle(order)
-    begin = (iteration % parts) * count
-    return [problems[index] for index in order[begin : begin + count]]
 
 
 def iteration_seed(seed: int, iteration: int) -> int:

@@ -15,10 +15,11 @@ import torch
 
 from mstar_engine.config import RunConfig
 from mstar_engine.data.sources import DataSet
-from mstar_engine.evolve.loop import Evolution, evolve, interval, plain_table, show_step
+from mstar_engine.evolve.loop import Evolution, evolve, plain_table, show_step
 from mstar_engine.evolve.measure import Measurement, measure_policy, measurement
 from mstar_engine.evolve.policy import Policy
 from mstar_engine.evolve.process_reward import ProcessReward, scoring_model
+from mstar_engine.evolve.prompts import Prompts
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.models.tiny import build_tiny
 from mstar_engine.report.html import write_report
@@ -165,8 +166,18 @@ class Pipeline:
         def stepped(number: int, step: StepStats) -> None:
             self.trackers.step("train", number, step)
 
+        data = self.data
         evolution = Evolution(
-            self.config, self.run, policy, self.data.train, self.data.validation, self.progress, measured, prm, stepped
+            self.config,
+            self.run,
+            policy,
+            data.train,
+            data.validation,
+            self.progress,
+            measured,
+            prm,
+            stepped,
+            data.unlabelled,
         )
         evolve(evolution, self.config.evolve.iterations_of(len(self.data.train)))
         self.summary["evolve"] = evolution.entries
@@ -216,7 +227,7 @@ class Pipeline:
         """The HTML report of what the run directory holds."""
         self._write_summary()
         last = max(0, len(self.summary["evolve"]) - 1)
-        for problem in interval(self.data.train, self.config.evolve.interval, last, self.config.seed)[:64]:
+        for problem in Prompts(self.config, self.data.train, self.data.unlabelled).problems(last)[:64]:
             for image in problem.images[:1]:
                 self.run.write_report_image(problem.id, image)
         write_report(self.run.path)

@@ -258,8 +258,8 @@ def scoring_model(config: RunConfig, run: Path, policy_processor: Any) -> Proces
 def check_process_reward(config: RunConfig, run: Path) -> None:
     """Refuse, before any work, what the stages annotate and prm or the scoring could not do. ValueError names the key.
 
-    Selection by score without a scorer; labels that no stage will have made; a process reward model that is not there,
-    or whose form is none.
+    Selection or a vote by score without a scorer; labels that no stage will have made; a process reward model that is
+    not there, or whose form is none.
     """
     stages, name = config.stages, config.prm.model_name_or_path
     can = "prm" in stages or prm_path(run).exists() or name != POLICY
@@ -267,6 +267,11 @@ def check_process_reward(config: RunConfig, run: Path) -> None:
         raise ValueError(
             f"select.kind={config.select.kind}: it needs step scores; add the stages annotate and prm, name a process "
             "reward model in prm.model_name_or_path, or choose select.kind=all or random"
+        )
+    if "evolve" in stages and config.prompts.needs_scores and not can:
+        raise ValueError(
+            f"prompts.vote={config.prompts.vote}: it needs step scores; add the stages annotate and prm, name a "
+            "process reward model in prm.model_name_or_path, or choose prompts.vote=majority"
         )
     if "prm" in stages and "annotate" not in stages and not labels_path(run, "train").exists():
         raise ValueError(

@@ -10,9 +10,11 @@ import torch
 import transformers
 
 from mstar_engine.config import RunConfig
+from mstar_engine.data.checks import check_data
 from mstar_engine.data.sources import load_data
 from mstar_engine.evolve.pipeline import TINY, Pipeline
 from mstar_engine.evolve.process_reward import check_process_reward
+from mstar_engine.evolve.prompts import Prompts
 from mstar_engine.models.compatibility import probe, refuse_unsupported
 from mstar_engine.models.loading import load_config_of, load_model
 from mstar_engine.models.prompts import PromptEncoder
@@ -28,6 +30,7 @@ def start(config: RunConfig, resume: bool) -> int:
     data = load_data(config.data, config.seed)
     check_model(config)
     check_process_reward(config, Path(config.output_dir))
+    check_data(data, config)
     with RunDirectory.create_or_resume(config, resume) as run:
         complete = all(run.journal.done(stage) for stage in config.stages)
         summary = Pipeline(config, run, data, Progress()).execute()
@@ -74,6 +77,8 @@ def dry_run(config: RunConfig) -> int:
     quiet()
     data = load_data(config.data, config.seed)
     check_model(config)
+    check_process_reward(config, Path(config.output_dir))
+    check_data(data, config)
     if config.model.model_name_or_path == TINY:
         model, processor = build_tiny(config.seed)
     else:
@@ -86,6 +91,7 @@ def dry_run(config: RunConfig) -> int:
     prompt = PromptEncoder(processor).encode(data.train[0])
     rollout, iterations = config.rollout, config.evolve.iterations_of(len(data.train))
     chunk = config.evolve.problems_of(len(data.train))
+    prompts = Prompts(config, data.train, data.unlabelled)
     longest = len(prompt.input_ids) + rollout.max_completion_length
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or longest
     if longest > limit:
@@ -108,6 +114,8 @@ def dry_run(config: RunConfig) -> int:
         f"{parameters * (shape.dtype.itemsize * 4) / 2**20:.0f} MiB",
         "threads": f"{config.threads or torch.get_num_threads()}",
     }
+    if (mixed := prompts.in_words()) is not None:
+        lines["prompts"] = mixed
     for name, value in lines.items():
         print(f"{name + ':':12} {value}")
     return 0

@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mstar_engine.report.steps import ShownStep, shown_steps
+from mstar_engine.rollout_file import ADDED
 from mstar_engine.run_directory import report_image_path
 
 _OUTCOMES = ["problem_id", "source", "sample", "correct", "selected", "step_scores"]
-_COLUMNS = [*_OUTCOMES, "iteration", "question", "gold", "text", "answer", "score"]
+_COLUMNS = [*_OUTCOMES, "iteration", "question", "gold", "text", "answer", "score", *ADDED]
 # A step that scores below this is more likely wrong than right.
 _WEAK = 0.5
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -47,7 +48,10 @@ class ShownResponse:
 
 @dataclass(frozen=True, slots=True)
 class ShownProblem:
-    """A problem with its image (a data URI, None when the run kept none) and some of its responses."""
+    """A problem with its image (a data URI, None when the run kept none) and some of its responses.
+
+    `label` and `truth` as in `types.Problem`: beside a pseudo-label, `truth` is the true answer where it is known.
+    """
 
     id: str
     iteration: int
@@ -59,6 +63,8 @@ class ShownProblem:
     samples: int
     correct: int
     hidden: int
+    label: str = "gold"
+    truth: str | None = None
 
 
 def read_samples(
@@ -73,7 +79,8 @@ def read_samples(
     if not files:
         return []
     ids = _choose(run, files[-1], problems)
-    rows = pq.read_table(files[-1], columns=_COLUMNS, filters=[("problem_id", "in", ids)]).to_pylist() if ids else []
+    columns = [name for name in _COLUMNS if name in pq.read_schema(files[-1]).names]
+    rows = pq.read_table(files[-1], columns=columns, filters=[("problem_id", "in", ids)]).to_pylist() if ids else []
     groups = [[row for row in rows if row["problem_id"] == name] for name in ids]
     return [_shown(run, group, _distinct(group, delimiter, max_steps), responses) for group in groups]
 
@@ -141,7 +148,7 @@ def _shown(run: Path, rows: list[dict], distinct: list[ShownResponse], limit: in
     ]
     order = [distinct.index(r) for r in places if r is not None] + list(range(len(distinct)))
     shown = [distinct[index] for index in sorted(list(dict.fromkeys(order))[:limit])]
-    first = rows[0]
+    first = ADDED | rows[0]
     return ShownProblem(
         id=first["problem_id"],
         iteration=first["iteration"],
@@ -153,6 +160,8 @@ def _shown(run: Path, rows: list[dict], distinct: list[ShownResponse], limit: in
         samples=len(rows),
         correct=sum(row["correct"] is True for row in rows),
         hidden=len(distinct) - len(shown),
+        label=first["label"],
+        truth=first["truth"],
     )
 
 
