@@ -198,7 +198,9 @@ def test_bad_files(tmp_path, text, part):
 
 
 def test_missing_undecodable_and_circular_files(tmp_path):
-    with pytest.raises(ConfigError, match=r"no such file, and no recipe of that name; recipes: default, smoke"):
+    with pytest.raises(
+        ConfigError, match=r"no such file, and no recipe of that name; recipes: ablation, default, smoke"
+    ):
         load_config("nothing.yaml")
     with pytest.raises(ConfigError, match="no such file"):
         load_config(tmp_path)

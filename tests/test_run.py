@@ -143,10 +143,24 @@ def test_process_rewards_are_where_they_are_promised(finished: Path) -> None:
     assert all(response.score is not None for group in measured for response in group.responses)
 
 
-DYNAMICS = (
-    "greedy pass_at_1 pass_at_k unbiased_pass_at_k pass_at_k_minus_greedy reward_pass_at_k majority weighted best_of_n "
-    "entropy length steps solved_none solved_some solved_all distinct"
-).split()
+DYNAMICS = [
+    "greedy",
+    "pass_at_1",
+    "pass_at_k",
+    "unbiased_pass_at_k",
+    "pass_at_k_minus_greedy",
+    "reward_pass_at_k",
+    "majority",
+    "weighted",
+    "best_of_n",
+    "entropy",
+    "length",
+    "steps",
+    "solved_none",
+    "solved_some",
+    "solved_all",
+    "distinct",
+]
 
 
 def test_dynamics_are_where_they_are_promised(finished: Path) -> None:
@@ -230,6 +244,7 @@ def test_the_best_scored_right_responses_are_learned_from(tmp_path: Path, lenien
             "steps.max_steps=2",
             "prm.reduction=mean",
             "rollout.max_rows=5",
+            "temperature.controller=fixed",
             "evaluate.pass_at_k_n=2",
         ],
     ],
