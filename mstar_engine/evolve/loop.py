@@ -20,12 +20,16 @@ from mstar_engine.config import RunConfig
 from mstar_engine.evolve.measure import measure_policy
 from mstar_engine.evolve.methods import METHODS
 from mstar_engine.evolve.policy import Policy
+from mstar_engine.evolve.sweep import Sweep
+from mstar_engine.evolve.sweep_metric import SweepMetric
+from mstar_engine.evolve.temperature import build_controller
 from mstar_engine.journal import plain
 from mstar_engine.report.progress import Phase, Progress
 from mstar_engine.reward.answers import judge
 from mstar_engine.reward.prm import ProcessRewardModel
 from mstar_engine.reward.select import select
 from mstar_engine.run_directory import RunDirectory
+from mstar_engine.summary import SweepSummary
 from mstar_engine.train.trainer import StepStats
 from mstar_engine.types import Estimate, Group, Problem, SamplingParams, TrainingExample
 
@@ -60,6 +64,9 @@ class Evolution:
         self.measured = measured
         self.prm = prm
         self.entries: list[dict[str, Any]] = []
+        self.metric = SweepMetric.of(config)
+        self.controller = build_controller(config.temperature, self.metric)
+        self.temperature = config.rollout.temperature
 
     def resume(self) -> int:
         """Go back to where the run stopped: the newest checkpoint, measured if it was not; the iteration to do next.
@@ -73,6 +80,8 @@ class Evolution:
         trained = sorted(self._checkpoints().glob("iteration_[0-9][0-9][0-9][0-9]"))
         if trained:
             state = self.policy.restore(trained[-1])
+            self.controller.restore(state["controller"])
+            self.temperature = state["entry"]["temperature"]
             if state["entry"]["iteration"] > len(self.entries):
                 self._measure(state["entry"])
         return len(self.entries)
@@ -80,7 +89,9 @@ class Evolution:
     def iterate(self, iteration: int) -> None:
         """Do one iteration. Interrupted, it can be done again: no finished group is sampled twice."""
         begun = time.perf_counter()
+        sweep = self._choose_temperature(iteration)
         groups, sampling = self._generate(iteration)
+        self.controller.observe(iteration, self.temperature, groups)
         examples = selected_examples(groups)
         loss = self._improve(iteration, examples)
         responses = [response for group in groups for response in group.responses]
@@ -90,7 +101,8 @@ class Evolution:
             "sampled": len(responses),
             "correct": sum(bool(response.correct) for response in responses),
             "kept": len(examples),
-            "temperature": self.config.rollout.temperature,
+            "temperature": self.temperature,
+            "sweep": None if sweep is None else plain(sweep),
             "entropy": float(np.mean([response.entropy.mean() for response in responses])),
             "length": float(np.mean([len(response.token_ids) for response in responses])),
             "loss": loss,
@@ -99,9 +111,44 @@ class Evolution:
             "seconds": round(time.perf_counter() - begun, 3),
             **sampling,
         }
-        self.policy.save(self._checkpoint(iteration + 1), entry=entry)
+        self.policy.save(self._checkpoint(iteration + 1), entry=entry, controller=self.controller.state())
         self._drop_old_checkpoints()
         self._measure(entry)
+
+    def _choose_temperature(self, iteration: int) -> SweepSummary | None:
+        """Choose this iteration's sampling temperature on validation problems, if that is due."""
+        if not self.controller.due(iteration):
+            return None
+        rollout, config = self.config.rollout, self.config.temperature
+        problems = self.validation[: config.problems or None]
+        params = SamplingParams(
+            n=config.n,
+            top_k=rollout.top_k,
+            top_p=rollout.top_p,
+            min_p=rollout.min_p,
+            max_tokens=rollout.max_completion_length,
+            seed=sweep_seed(self.config.seed, iteration),
+        )
+        with self.progress.phase(f"iteration {iteration + 1}: temperature", len(problems), "problems") as phase:
+            sweep = Sweep(
+                self.policy.engine,
+                problems,
+                params,
+                self.metric,
+                folder=self.run.path / "rollouts",
+                number=iteration + 1,
+                prm=self.prm,
+                phase=phase,
+            )
+            found = self.controller.choose(self.temperature, iteration, sweep)
+        change = (
+            f"stays {found.present:g}" if found.chosen == found.present else f"{found.present:g} -> {found.chosen:g}"
+        )
+        self.progress.say(
+            f"iteration {iteration + 1}: temperature {change} ({found.controller}, {found.drawn:,} responses)"
+        )
+        self.temperature = found.chosen
+        return found
 
     def _measure(self, entry: dict[str, Any]) -> None:
         """Measure the policy on the validation problems; the iteration is then over."""
@@ -144,7 +191,7 @@ class Evolution:
         problems = interval(self.problems, self.config.evolve.interval, iteration, self.config.seed)
         params = SamplingParams(
             n=rollout.n,
-            temperature=rollout.temperature,
+            temperature=self.temperature,
             top_k=rollout.top_k,
             top_p=rollout.top_p,
             min_p=rollout.min_p,
@@ -246,6 +293,11 @@ def interval(problems: Sequence[Problem], share: float | int, iteration: int, se
 def iteration_seed(seed: int, iteration: int) -> int:
     """The sampling seed of an iteration: a problem met again in a later pass is answered with fresh draws."""
     return (seed * 1_000_003 + iteration + 1) % 2**63
+
+
+def sweep_seed(seed: int, iteration: int) -> int:
+    """The sampling seed of the temperature sweep before an iteration, apart from those of training and measuring."""
+    return (2**42 + iteration_seed(seed, iteration)) % 2**63
 
 
 def selected_examples(groups: Sequence[Group]) -> list[TrainingExample]:

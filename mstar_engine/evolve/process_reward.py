@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from mstar_engine.config import RunConfig
 from mstar_engine.evolve.policy import Policy
+from mstar_engine.evolve.sweep_metric import NEED_SCORES
 from mstar_engine.models.loading import load_config_of
 from mstar_engine.report.progress import Phase, Progress
 from mstar_engine.reward.annotate import ProblemAnnotation, annotate
@@ -258,8 +259,8 @@ def scoring_model(config: RunConfig, run: Path, policy_processor: Any) -> Proces
 def check_process_reward(config: RunConfig, run: Path) -> None:
     """Refuse, before any work, what the stages annotate and prm or the scoring could not do. ValueError names the key.
 
-    Selection by score without a scorer; labels that no stage will have made; a process reward model that is not there,
-    or whose form is none.
+    Selection, or a choice of temperature, by score without a scorer; labels that no stage will have made; a process
+    reward model that is not there, or whose form is none.
     """
     stages, name = config.stages, config.prm.model_name_or_path
     can = "prm" in stages or prm_path(run).exists() or name != POLICY
@@ -267,6 +268,13 @@ def check_process_reward(config: RunConfig, run: Path) -> None:
         raise ValueError(
             f"select.kind={config.select.kind}: it needs step scores; add the stages annotate and prm, name a process "
             "reward model in prm.model_name_or_path, or choose select.kind=all or random"
+        )
+    chosen = config.temperature
+    if "evolve" in stages and chosen.controller != "fixed" and chosen.metric in NEED_SCORES and not can:
+        raise ValueError(
+            f"temperature.metric={chosen.metric}: it needs step scores; add the stages annotate and prm, name a "
+            "process reward model in prm.model_name_or_path, or choose temperature.metric=pass_at_k or balance, or "
+            "temperature.controller=fixed"
         )
     if "prm" in stages and "annotate" not in stages and not labels_path(run, "train").exists():
         raise ValueError(
