@@ -70,7 +70,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """A problem and its responses, in sample order. `prompt_length` counts tokens, image tokens included."""
+    """A problem and its responses, in row order. `prompt_length` counts tokens, image tokens included."""
 
     problem: Problem
     responses: tuple[Response, ...]

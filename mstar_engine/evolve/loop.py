@@ -22,6 +22,9 @@ from mstar_engine.evolve.methods import METHODS
 from mstar_engine.evolve.policy import Policy
 from mstar_engine.evolve.prompts import Prompts
 from mstar_engine.evolve.pseudo_labels import pseudo_label, pseudo_summary
+from mstar_engine.evolve.sweep import Sweep
+from mstar_engine.evolve.sweep_metric import SweepMetric
+from mstar_engine.evolve.temperature import build_controller
 from mstar_engine.journal import plain
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.report.progress import Phase, Progress
@@ -29,6 +32,7 @@ from mstar_engine.reward.answers import bare_answer, judge
 from mstar_engine.reward.prm import ProcessRewardModel
 from mstar_engine.reward.select import select
 from mstar_engine.run_directory import RunDirectory
+from mstar_engine.summary import SweepSummary
 from mstar_engine.train.collate import imitate
 from mstar_engine.train.trainer import StepStats
 from mstar_engine.types import PSEUDO, Estimate, Group, Problem, SamplingParams, TrainingExample
@@ -69,6 +73,9 @@ class Evolution:
         self.prm = prm
         self.stepped = stepped
         self.entries: list[dict[str, Any]] = []
+        self.metric = SweepMetric.of(config)
+        self.controller = build_controller(config.temperature, self.metric)
+        self.temperature = config.rollout.temperature
 
     def resume(self) -> int:
         """Go back to where the run stopped: the newest checkpoint, measured if it was not; the iteration to do next.
@@ -82,6 +89,8 @@ class Evolution:
         trained = sorted(self._checkpoints().glob("iteration_[0-9][0-9][0-9][0-9]"))
         if trained:
             state = self.policy.restore(trained[-1])
+            self.controller.restore(state["controller"])
+            self.temperature = state["entry"]["temperature"]
             if state["entry"]["iteration"] > len(self.entries):
                 self._measure(state["entry"])
         return len(self.entries)
@@ -89,12 +98,15 @@ class Evolution:
     def iterate(self, iteration: int) -> None:
         """Do one iteration. Interrupted, it can be done again: no finished group is sampled twice."""
         begun = time.perf_counter()
+        sweep = None
         if self.method.imitates == "reference":
             problems = self.prompts.problems(iteration)
             examples = [reference_example(problem, self.policy.encoder) for problem in problems]
             groups, sampling = [], {"tokens_per_second": None, "sample_seconds": 0.0}
         else:
+            sweep = self._choose_temperature(iteration)
             groups, sampling = self._generate(iteration)
+            self.controller.observe(iteration, self.temperature, groups)
             examples = selected_examples(groups)
         loss = self._improve(iteration, examples)
         responses = [response for group in groups for response in group.responses]
@@ -104,7 +116,8 @@ class Evolution:
             "sampled": len(responses),
             "correct": sum(bool(response.correct) for response in responses),
             "kept": len(examples),
-            "temperature": self.config.rollout.temperature,
+            "temperature": self.temperature,
+            "sweep": None if sweep is None else plain(sweep),
             "entropy": float(np.mean([response.entropy.mean() for response in responses])) if responses else None,
             "length": float(np.mean([len(response.token_ids) for response in responses])) if responses else None,
             "loss": loss,
@@ -113,9 +126,44 @@ class Evolution:
             "seconds": round(time.perf_counter() - begun, 3),
             **sampling,
         }
-        self.policy.save(self._checkpoint(iteration + 1), entry=entry)
+        self.policy.save(self._checkpoint(iteration + 1), entry=entry, controller=self.controller.state())
         self._drop_old_checkpoints()
         self._measure(entry)
+
+    def _choose_temperature(self, iteration: int) -> SweepSummary | None:
+        """Choose this iteration's sampling temperature on validation problems, if that is due."""
+        if not self.controller.due(iteration):
+            return None
+        rollout, config = self.config.rollout, self.config.temperature
+        problems = self.validation[: config.problems or None]
+        params = SamplingParams(
+            n=config.n,
+            top_k=rollout.top_k,
+            top_p=rollout.top_p,
+            min_p=rollout.min_p,
+            max_tokens=rollout.max_completion_length,
+            seed=sweep_seed(self.config.seed, iteration),
+        )
+        with self.progress.phase(f"iteration {iteration + 1}: temperature", len(problems), "problems") as phase:
+            sweep = Sweep(
+                self.policy.engine,
+                problems,
+                params,
+                self.metric,
+                folder=self.run.path / "rollouts",
+                number=iteration + 1,
+                prm=self.prm,
+                phase=phase,
+            )
+            found = self.controller.choose(self.temperature, iteration, sweep)
+        change = (
+            f"stays {found.present:g}" if found.chosen == found.present else f"{found.present:g} -> {found.chosen:g}"
+        )
+        self.progress.say(
+            f"iteration {iteration + 1}: temperature {change} ({found.controller}, {found.drawn:,} responses)"
+        )
+        self.temperature = found.chosen
+        return found
 
     def _measure(self, entry: dict[str, Any]) -> None:
         """Measure the policy on the validation problems; the iteration is then over."""
@@ -163,7 +211,7 @@ class Evolution:
         problems = self.prompts.problems(iteration)
         params = SamplingParams(
             n=rollout.n,
-            temperature=rollout.temperature,
+            temperature=self.temperature,
             top_k=rollout.top_k,
             top_p=rollout.top_p,
             min_p=rollout.min_p,
@@ -271,6 +319,11 @@ def show_step(phase: Phase, step: StepStats) -> None:
 def iteration_seed(seed: int, iteration: int) -> int:
     """The sampling seed of an iteration: a problem met again in a later pass is answered with fresh draws."""
     return (seed * 1_000_003 + iteration + 1) % 2**63
+
+
+def sweep_seed(seed: int, iteration: int) -> int:
+    """The sampling seed of the temperature sweep before an iteration, apart from those of training and measuring."""
+    return (2**42 + iteration_seed(seed, iteration)) % 2**63
 
 
 def selected_examples(groups: Sequence[Group]) -> list[TrainingExample]:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from mstar_engine.config import RunConfig
 from mstar_engine.evolve.policy import Policy
+from mstar_engine.evolve.sweep_metric import NEED_SCORES
 from mstar_engine.models.loading import load_config_of
 from mstar_engine.report.progress import Phase, Progress
 from mstar_engine.reward.annotate import ProblemAnnotation, annotate
@@ -258,21 +259,26 @@ def scoring_model(config: RunConfig, run: Path, policy_processor: Any) -> Proces
 def check_process_reward(config: RunConfig, run: Path) -> None:
     """Refuse, before any work, what the stages annotate and prm or the scoring could not do. ValueError names the key.
 
-    Selection or a vote by score without a scorer; labels that no stage will have made; a process reward model that is
-    not there, or whose form is none.
+    Selection, a vote or a choice of temperature by score without a scorer; labels that no stage will have made; a
+    process reward model that is not there, or whose form is none.
     """
     stages, name = config.stages, config.prm.model_name_or_path
     can = "prm" in stages or prm_path(run).exists() or name != POLICY
-    if "evolve" in stages and config.select.needs_scores and not can:
-        raise ValueError(
-            f"select.kind={config.select.kind}: it needs step scores; add the stages annotate and prm, name a process "
-            "reward model in prm.model_name_or_path, or choose select.kind=all or random"
-        )
-    if "evolve" in stages and config.prompts.needs_scores and not can:
-        raise ValueError(
-            f"prompts.vote={config.prompts.vote}: it needs step scores; add the stages annotate and prm, name a "
-            "process reward model in prm.model_name_or_path, or choose prompts.vote=majority"
-        )
+    chosen = config.temperature
+    for what, needs_scores, otherwise in (
+        (f"select.kind={config.select.kind}", config.select.needs_scores, "select.kind=all or random"),
+        (f"prompts.vote={config.prompts.vote}", config.prompts.needs_scores, "prompts.vote=majority"),
+        (
+            f"temperature.metric={chosen.metric}",
+            chosen.controller != "fixed" and chosen.metric in NEED_SCORES,
+            "temperature.metric=pass_at_k or balance, or temperature.controller=fixed",
+        ),
+    ):
+        if "evolve" in stages and needs_scores and not can:
+            raise ValueError(
+                f"{what}: it needs step scores; add the stages annotate and prm, name a process reward model in "
+                f"prm.model_name_or_path, or choose {otherwise}"
+            )
     if "prm" in stages and "annotate" not in stages and not labels_path(run, "train").exists():
         raise ValueError(
             f"stages: prm needs labels, and {labels_path(run, 'train')} is missing; add annotate before it"

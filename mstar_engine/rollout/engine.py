@@ -72,17 +72,20 @@ class RolloutEngine:
         params: SamplingParams | Callable[[Problem], SamplingParams],
         *,
         temperatures: Callable[[Problem], np.ndarray] | None = None,
+        samples: Callable[[Problem], np.ndarray] | None = None,
     ) -> Iterator[Group]:
         """Sample `params.n` responses to each problem; yields each group the moment its last response ends.
 
         `params` may be a function of the problem. `temperatures`, when given, returns one temperature per sample of the
-        problem (float [n]) in place of `params.temperature`. What is drawn depends on (seed, problem id, sample,
-        position) and the model alone, not on scheduling. Closing the iterator drops what is unfinished.
+        problem (float [n]) in place of `params.temperature`; `samples` the sample numbers of the rows (int [n], need
+        not be distinct) in place of those from `params.first_sample` on. What is drawn depends on (seed, problem id,
+        sample, position), the temperature and the model alone, not on scheduling: rows of one sample number share
+        their random numbers at whatever temperatures. Closing the iterator drops what is unfinished.
 
         Raises ValueError for an empty data set; naming the problem, when its turn comes, for a bad image or a prompt
         that cannot fit; naming problem, sample and position when the model's logits are NaN or infinite.
         """
-        for groups in self.generate_batches(problems, params, temperatures=temperatures):
+        for groups in self.generate_batches(problems, params, temperatures=temperatures, samples=samples):
             yield from groups
 
     def generate_batches(
@@ -91,9 +94,10 @@ class RolloutEngine:
         params: SamplingParams | Callable[[Problem], SamplingParams],
         *,
         temperatures: Callable[[Problem], np.ndarray] | None = None,
+        samples: Callable[[Problem], np.ndarray] | None = None,
     ) -> Iterator[list[Group]]:
         """As `generate`, with the groups that finished in the same step together (they can share one disk write)."""
-        pending = self._encode(problems, params, temperatures)
+        pending = self._encode(problems, params, temperatures, samples)
         first = next(pending, None)
         if first is None:
             raise ValueError("rollout: the data set is empty; give at least one problem")
@@ -115,6 +119,7 @@ class RolloutEngine:
         problems: Iterable[Problem],
         params: SamplingParams | Callable[[Problem], SamplingParams],
         temperatures: Callable[[Problem], np.ndarray] | None,
+        samples: Callable[[Problem], np.ndarray] | None,
     ) -> Iterator[Pending]:
         for problem in problems:
             chosen = params(problem) if callable(params) else params
@@ -135,7 +140,7 @@ class RolloutEngine:
                 self.encoder.encode(problem),
                 chosen,
                 np.ascontiguousarray(degrees, dtype=np.float32),
-                np.arange(chosen.first_sample, chosen.first_sample + chosen.n, dtype=np.int32),
+                _sample_numbers(problem, chosen, None if samples is None else samples(problem)),
             )
 
     def stop_ids(self) -> list[int]:
@@ -166,3 +171,17 @@ class RolloutEngine:
     def release(self) -> None:
         """Give the K/V cache's memory back (the improve phase needs it); the next call allocates anew."""
         self._cache = None
+
+
+def _sample_numbers(problem: Problem, params: SamplingParams, given: np.ndarray | None) -> np.ndarray:
+    """The sample numbers of a problem's rows, int32 [n]."""
+    if given is None:
+        return np.arange(params.first_sample, params.first_sample + params.n, dtype=np.int32)
+    numbers = np.asarray(given)
+    if numbers.shape != (params.n,):
+        raise ValueError(
+            f"rollout: problem {problem.id}: sample numbers of shape {numbers.shape} for n={params.n} responses"
+        )
+    if not np.issubdtype(numbers.dtype, np.integer) or numbers.min() < 0 or numbers.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"rollout: problem {problem.id}: sample numbers {numbers}; allowed: int32, 0 or more")
+    return np.ascontiguousarray(numbers, dtype=np.int32)

@@ -120,6 +120,56 @@ def test_temperatures_can_differ_within_a_group(processor) -> None:
     assert [round(r.temperature, 3) for r in group.responses] == [0.0, 0.7, 1.3]
 
 
+def test_rows_of_one_sample_number_share_their_random_numbers(processor) -> None:
+    """Arms are branches of one prompt: equal arms draw equal tokens, each arm what a call of its own draws."""
+    engine = engine_for("llava", processor)
+    asked, n = problems(4), 4
+    arms = np.array([0.8, 0.4, 0.8, 1.5], np.float32)
+    params = SamplingParams(n=len(arms) * n, max_tokens=MAX_TOKENS, seed=6)
+    numbers = np.tile(np.arange(2, 2 + n, dtype=np.int32), len(arms))
+    found = list(engine.generate(asked, params, temperatures=lambda _: arms.repeat(n), samples=lambda _: numbers))
+    assert all([r.sample for r in group.responses] == numbers.tolist() for group in found)
+    together = {name: [rows[i : i + n] for i in range(0, len(rows), n)] for name, rows in tokens(found).items()}
+    for rows in together.values():
+        assert rows[0] == rows[2] and rows[0] != rows[1] and rows[0] != rows[3]
+    for arm, temperature in enumerate(arms):
+        alone = SamplingParams(n=n, first_sample=2, temperature=float(temperature), max_tokens=MAX_TOKENS, seed=6)
+        separate = tokens(list(engine.generate(asked, alone)))
+        assert separate == {name: rows[arm] for name, rows in together.items()}
+
+
+def test_common_random_numbers_make_neighbours_agree(processor) -> None:
+    """The first tokens at temperatures 0.9 and 1.0 agree far more often with common numbers than without."""
+    engine = engine_for("llava", processor)
+    arms, n = np.array([0.9, 1.0], np.float32).repeat(100), 100
+    params = SamplingParams(n=2 * n, max_tokens=1)
+    shares = []
+    for numbers in (np.tile(np.arange(n), 2), np.arange(2 * n)):
+        (group,) = engine.generate(problems(1), params, temperatures=lambda _: arms, samples=lambda _, m=numbers: m)
+        drawn = np.array([r.token_ids[0] for r in group.responses])
+        shares.append(np.mean(drawn[:n] == drawn[n:]))
+    assert shares[0] > 0.5 + shares[1]
+
+
+def test_a_sweep_prefills_each_prompt_once(processor) -> None:
+    """14 temperatures x 16 samples: 224 rows below one prompt, whether they share blocks with others or not."""
+    grid = np.round(np.arange(0.3, 1.65, 0.1), 1)
+    params = SamplingParams(n=14 * 16, max_tokens=4)
+    for policy in ("auto", "watermark"):
+        engine = engine_for("llava", processor, policy=policy)
+        groups = list(
+            engine.generate(
+                problems(3),
+                params,
+                temperatures=lambda _: grid.repeat(16),
+                samples=lambda _: np.tile(np.arange(16, dtype=np.int32), 14),
+            )
+        )
+        ideal = sum(len(engine.encoder.encode(problem).input_ids) for problem in problems(3))
+        assert engine.stats.prefill_tokens + engine.stats.extend_tokens == ideal
+        assert all(len(group.responses) == 224 for group in groups)
+
+
 def test_log_probabilities_are_the_models(processor) -> None:
     engine = engine_for("llava", processor)
     (group,) = engine.generate(problems(1), SamplingParams(n=2, temperature=0.8, max_tokens=MAX_TOKENS, seed=2))
@@ -233,6 +283,9 @@ def test_refusals_name_what_is_wrong(processor) -> None:
         list(engine.generate(problems(4), lambda p: SamplingParams(max_tokens=4 if p.id == "p0" else 10_000)))
     with pytest.raises(ValueError, match=r"problem p0: temperatures .*allowed: 0 or more"):
         list(engine.generate(problems(1), SamplingParams(), temperatures=lambda _: np.array([-1.0])))
+    for numbers, said in (([0, 1], "shape"), ([-1], "0 or more"), ([0.5], "int32"), ([2**31], "int32")):
+        with pytest.raises(ValueError, match=f"problem p0: sample numbers .*{said}"):
+            list(engine.generate(problems(1), SamplingParams(), samples=lambda _, given=numbers: np.array(given)))
     with pytest.raises(ValueError, match="block_size=0"):
         RolloutEngine(engine.model, engine.encoder, block_size=0)
 
