@@ -20,7 +20,7 @@ WIDTH, HEIGHT = 300, 216
 
 @dataclass(frozen=True, slots=True)
 class ShownSweep:
-    """A sweep before an iteration: what it found, in a plot; `dropped` arms were given up early."""
+    """A sweep before an iteration: what it found, in a plot; `weak` arms have fewer items than the others."""
 
     iteration: int
     controller: str
@@ -28,7 +28,7 @@ class ShownSweep:
     present: float
     drawn: int
     seconds: float
-    dropped: int
+    weak: int
     plot: Markup
 
 
@@ -59,7 +59,7 @@ def shown_sweeps(rows: Sequence[IterationSummary]) -> list[ShownSweep]:
             present=sweep.present,
             drawn=sweep.drawn,
             seconds=sweep.seconds,
-            dropped=sum(e.items < max(e.items for e in sweep.values) for e in sweep.values),
+            weak=sum(e.items < max(e.items for e in sweep.values) for e in sweep.values),
             plot=_plot(sweep, bounds),
         )
         for iteration, sweep in swept
