@@ -185,10 +185,11 @@ class Pipeline:
     def report(self) -> None:
         """The HTML report of what the run directory holds."""
         self._write_summary()
-        last = max(0, len(self.summary["evolve"]) - 1)
-        for problem in interval(self.data.train, self.config.evolve.interval, last, self.config.seed)[:64]:
-            for image in problem.images[:1]:
-                self.run.write_report_image(problem.id, image)
+        # The report shows rollouts of the newest and of the first iteration.
+        for iteration in {0, max(0, len(self.summary["evolve"]) - 1)}:
+            for problem in interval(self.data.train, self.config.evolve.interval, iteration, self.config.seed)[:64]:
+                for image in problem.images[:1]:
+                    self.run.write_report_image(problem.id, image)
         write_report(self.run.path)
 
     def _measure(self, name: str, problems: list[Problem], number: int = 0, samples: int = 0) -> Measurement:
