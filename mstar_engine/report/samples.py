@@ -7,11 +7,13 @@ bounded, so that the page stays light.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mstar_engine.report.choose import Tally, choose, is_lucky, tallies
@@ -27,6 +29,7 @@ _COLUMNS = [
 # Different responses of a problem, those that wait behind "more" included, and characters of one.
 _MOST_RESPONSES = 16
 _MOST_CHARACTERS = 6000
+_BATCH = 1024
 # What the page may take for rollouts, in characters.
 BUDGET = 1_000_000
 
@@ -131,9 +134,8 @@ def _read(
     images = {path.name for path in (run / "report_images").glob("*.png")}
     found = tallies(file)
     ids = choose(found, problems, lambda name: report_image_path(run, name).name in images)
-    rows = pq.read_table(file, columns=_COLUMNS, filters=[("problem_id", "in", ids)]).to_pylist() if ids else []
     groups: dict[str, list[dict]] = {name: [] for name in ids}
-    for row in sorted(rows, key=lambda row: row["sample"]):
+    for row in sorted(_rows(file, ids), key=lambda row: row["sample"]):
         groups[row["problem_id"]].append(row)
     shown, spent = [], 0
     for name, group in groups.items():
@@ -144,6 +146,19 @@ def _read(
         shown.append(one)
     outcomes = Counter(tally.outcome for tally in found.values())
     return ShownIteration(shown[0].iteration if shown else 0, len(found), dict(outcomes), shown)
+
+
+def _rows(file: Path, ids: Sequence[str]) -> Iterator[dict]:
+    """The rows of these problems, read batch by batch from the parts of the file that may hold them."""
+    with pq.ParquetFile(file) as parquet:
+        for part in range(parquet.num_row_groups):
+            known = (
+                parquet.metadata.row_group(part).column(parquet.schema_arrow.get_field_index("problem_id")).statistics
+            )
+            if known is not None and known.has_min_max and not any(known.min <= name <= known.max for name in ids):
+                continue
+            for batch in parquet.iter_batches(_BATCH, row_groups=[part], columns=_COLUMNS):
+                yield from batch.filter(pc.is_in(batch["problem_id"], pa.array(ids, pa.string()))).to_pylist()
 
 
 def _distinct(rows: list[dict], delimiter: str, max_steps: int, select: dict[str, Any]) -> list[ShownResponse]:

@@ -5,6 +5,7 @@ import io
 from collections import Counter
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -54,6 +55,15 @@ def test_tallies_do_not_depend_on_batches(run, monkeypatch, batch):
         (2, 2, 2, "all"),
         (4, 4, 1, "some"),
     ]
+
+
+def test_the_parts_of_a_file_do_not_matter(run):
+    before, file = read_samples(run), run / "rollouts" / "iteration_0002.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.take(list(reversed(range(len(table))))), file, row_group_size=2)
+    assert read_samples(run) == before
+    pq.write_table(table, file, row_group_size=3, write_statistics=False)
+    assert read_samples(run) == before
 
 
 def test_every_outcome_has_its_share():
