@@ -55,6 +55,10 @@ def read_run(path: Path) -> RunFiles:
     if not isinstance(written, dict):
         raise ValueError(f"{path / 'config.yaml'}: holds no configuration; allowed: a mapping of keys to values")
     # Laid over the defaults and not checked: a run of another version still has its report.
-    config = merge(asdict(RunConfig()), written)
+    defaults = asdict(RunConfig())
+    config = merge(defaults, written)
+    for key, value in defaults.items():
+        if isinstance(value, dict) and not isinstance(config[key], dict):
+            raise ValueError(f"{path / 'config.yaml'}: {key}={config[key]}; allowed: a section")
     summary = read_summary(path / "summary.json") if (path / "summary.json").is_file() else Summary()
     return RunFiles(path, config, summary, read_events(path / "journal.jsonl"))

@@ -178,7 +178,7 @@ def _response(same: list[tuple[dict, Reason]], delimiter: str, max_steps: int) -
     """The samples with one text as one response: the kept one stands for them."""
     row, reason = next((one for one in same if one[1].kind == KEPT), same[0])
     if reason.kind == KEPT and len(same) > 1:
-        reason = Reason(KEPT, f"{len(same)} samples have this text; it counts once")
+        reason = Reason(KEPT, "the same text counts once")
     text, steps = row["text"], shown_steps(row["text"], row["step_scores"], delimiter, max_steps)
     cut = max(0, len(text) - _MOST_CHARACTERS)
     return ShownResponse(

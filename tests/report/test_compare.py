@@ -116,7 +116,7 @@ def test_no_run_is_one_line(runs, tmp_path):
     assert not (tmp_path / "compare.html").exists()
 
 
-@pytest.mark.parametrize("text", ["[1, 2]\n", "a: [\n", ""])
+@pytest.mark.parametrize("text", ["[1, 2]\n", "a: [\n", "", "evaluate:\n"])
 def test_a_configuration_that_is_none(runs, text, capsys):
     (runs[0] / "config.yaml").write_text(text)
     assert main([str(runs[0])]) == 2
