@@ -226,10 +226,12 @@ class Pipeline:
     def report(self) -> None:
         """The HTML report of what the run directory holds."""
         self._write_summary()
-        last = max(0, len(self.summary["evolve"]) - 1)
-        for problem in Prompts(self.config, self.data.train, self.data.unlabelled).problems(last)[:64]:
-            for image in problem.images[:1]:
-                self.run.write_report_image(problem.id, image)
+        prompts = Prompts(self.config, self.data.train, self.data.unlabelled)
+        # The report shows rollouts of the newest and of the first iteration.
+        for iteration in {0, max(0, len(self.summary["evolve"]) - 1)}:
+            for problem in prompts.problems(iteration)[:64]:
+                for image in problem.images[:1]:
+                    self.run.write_report_image(problem.id, image)
         write_report(self.run.path)
 
     def _measure(self, name: str, problems: list[Problem], number: int = 0, samples: int = 0) -> Measurement:

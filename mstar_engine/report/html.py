@@ -8,28 +8,28 @@ data is escaped.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
+from markupsafe import Markup
 
-import mstar_engine
-from mstar_engine.config import RunConfig
-from mstar_engine.config_parse import flat_config, merge
 from mstar_engine.durable import replace_text
-from mstar_engine.journal import read_events
-from mstar_engine.report.plot import Point, Series, line_plot
-from mstar_engine.report.samples import read_samples
+from mstar_engine.report.browser import browser
+from mstar_engine.report.funnel import pseudo_funnels, response_funnels
+from mstar_engine.report.metrics import small_plots
+from mstar_engine.report.page import render
+from mstar_engine.report.plot import Point, Series, both_widths, line_plot
+from mstar_engine.report.run_files import RunFiles, read_run
+from mstar_engine.report.samples import read_iterations
 from mstar_engine.report.steps import BANDS
+from mstar_engine.report.temperatures import shown_sweeps, sweep_metric, temperature_plot
 from mstar_engine.report.verifier import verifier_table
 from mstar_engine.report.words import kept_responses, lesson, stage_name
-from mstar_engine.summary import IterationSummary, Summary, read_summary
+from mstar_engine.summary import IterationSummary, Summary
 from mstar_engine.types import Estimate
-from mstar_engine.yaml_text import parse_yaml, write_yaml
-
-_HERE = Path(__file__).parent
+from mstar_engine.yaml_text import write_yaml
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,48 +55,45 @@ def write_report(run: Path) -> Path:
 
 def build_report(run: Path) -> str:
     """The report of the run directory `run` as HTML. ValueError when `run` is no run directory."""
-    if not (run / "config.yaml").is_file():
-        raise ValueError(f"{run}: no run directory (no config.yaml in it)")
-    written = parse_yaml((run / "config.yaml").read_text(encoding="utf-8"), str(run / "config.yaml"))
-    # Laid over the defaults and not checked: a run of another version still has its report.
-    mapping = merge(asdict(RunConfig()), written)
-    summary = read_summary(run / "summary.json") if (run / "summary.json").is_file() else Summary()
-    events = read_events(run / "journal.jsonl")
-    k = mapping["evaluate"]["pass_at_k"]
-    steps = mapping["steps"]
-    samples = read_samples(run, delimiter=steps.get("delimiter", "\n\n"), max_steps=steps.get("max_steps", 0))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    files = read_run(run)
+    config, summary = files.config, files.summary
+    steps = config["steps"]
+    iterations = read_iterations(
+        run,
+        delimiter=steps.get("delimiter", "\n\n"),
+        max_steps=steps.get("max_steps", 0),
+        select=config["select"],
     )
-    environment.filters |= {
-        "share": _share,
-        "points": _points,
-        "duration": _duration,
-        "number": _number,
-        "score": _score,
-    }
-    return environment.get_template("report.html.jinja").render(
-        css=(_HERE / "report.css").read_text(encoding="utf-8"),
-        name=run.resolve().name,
-        version=mstar_engine.__version__,
-        when=_when(events),
-        config=mapping,
-        changed=_changed(mapping),
-        config_text=write_yaml(mapping),
-        kept=kept_responses(mapping["select"]),
+    shown = [problem for one in iterations for problem in one.shown]
+    sweeps = shown_sweeps(summary.evolve)
+    newest_sweep = next((row.sweep for row in reversed(summary.evolve) if row.sweep), None)
+    return render(
+        "report.html.jinja",
+        name=files.name,
+        when=_when(files.events),
+        config=config,
+        changed=files.changed(),
+        config_text=write_yaml(config),
+        kept=kept_responses(config["select"]),
         summary=summary,
         headlines=_headlines(summary),
         totals=_totals(summary.evolve),
         stages=_stages(summary.seconds),
-        accuracy_plot=_accuracy_plot(summary, f"Pass@{k}"),
-        kept_plot=_kept_plot(summary.evolve),
-        temperature_plot=_temperature_plot(summary.evolve),
-        k=k,
+        accuracy_plot=_accuracy_plot(files),
+        small_plots=small_plots(summary, files.k, files.reward_k),
+        funnels=response_funnels(summary.evolve),
+        pseudo=pseudo_funnels(summary.evolve),
+        temperature_plot=temperature_plot(summary.evolve),
+        sweeps=sweeps,
+        sweep_metric=sweep_metric(newest_sweep) if newest_sweep else "",
+        modelled=any(row.sweep and row.sweep.model for row in summary.evolve),
+        k=files.k,
+        reward_k=files.reward_k,
         lesson=lesson(summary.prm.annotation.mode) if summary.prm else "",
         verifier=verifier_table(summary),
         reward_pass=any(point for _, point in _reward_pass(summary)),
-        samples=samples,
-        scored=any(response.steps for problem in samples for response in problem.responses),
+        browser=browser(iterations),
+        scored=any(response.steps for problem in shown for response in problem.responses),
         bands=range(BANDS),
     )
 
@@ -115,36 +112,23 @@ def _estimates(pairs: Iterable[tuple[int, Estimate | None]]) -> list[Point]:
     return [Point(x, e.value, e.low, e.high) for x, e in pairs if e is not None]
 
 
-def _accuracy_plot(summary: Summary, pass_label: str) -> str:
-    start, rows = summary.warmup, summary.evolve
+def _accuracy_plot(run: RunFiles) -> Markup:
+    start, rows = run.summary.warmup, run.summary.evolve
     greedy = [(0, start.validation_greedy)] if start else []
     passed = [(0, start.pass_at_k)] if start else []
     series = [
-        Series(pass_label, "second", _estimates(passed + [(row.iteration, row.pass_at_k) for row in rows])),
-        Series("Reward-Pass@2", "third", _estimates(_reward_pass(summary))),
+        Series(f"Pass@{run.k}", "second", _estimates(passed + [(row.iteration, row.pass_at_k) for row in rows])),
+        Series(f"Reward-Pass@{run.reward_k}", "third", _estimates(_reward_pass(run.summary))),
         Series("greedy", "first", _estimates(greedy + [(row.iteration, row.greedy) for row in rows])),
     ]
     names = ", ".join(one.label for one in series if one.points)
-    return line_plot(series, label=f"Accuracy by iteration: {names}", percent=True)
+    label = f"Accuracy by iteration: {names}"
+    return both_widths(lambda w, h: line_plot(series, label=label, percent=True, width=w, height=h))
 
 
 def _reward_pass(summary: Summary) -> list[tuple[int, Estimate | None]]:
     start = [(0, summary.warmup.reward_pass_at_2)] if summary.warmup else []
     return start + [(row.iteration, row.reward_pass_at_2) for row in summary.evolve]
-
-
-def _kept_plot(rows: Iterable[IterationSummary]) -> str:
-    points = [Point(row.iteration, row.kept / row.sampled) for row in rows if row.sampled]
-    return line_plot(
-        [Series("kept", "first", points)], label="Share kept by iteration", percent=True, width=400, height=210
-    )
-
-
-def _temperature_plot(rows: Iterable[IterationSummary]) -> str:
-    points = [Point(row.iteration, row.temperature) for row in rows]
-    return line_plot(
-        [Series("T", "second", points)], label="Temperature by iteration", percent=False, width=400, height=210
-    )
 
 
 def _totals(rows: tuple[IterationSummary, ...]) -> dict[str, Any]:
@@ -154,6 +138,7 @@ def _totals(rows: tuple[IterationSummary, ...]) -> dict[str, Any]:
         "sampled": sum(row.sampled for row in rows),
         "kept": sum(row.kept for row in rows),
         "tokens_per_second": sorted(speeds)[len(speeds) // 2] if speeds else None,
+        "temperatures": sorted({row.temperature for row in rows}),
     }
 
 
@@ -166,43 +151,7 @@ def _stages(seconds: dict[str, float]) -> list[dict[str, Any]]:
     ]
 
 
-def _changed(mapping: dict[str, Any]) -> dict[str, Any]:
-    """What the run set differently from the defaults, except where it wrote."""
-    defaults = flat_config(asdict(RunConfig()))
-    return {
-        key: value
-        for key, value in flat_config(mapping).items()
-        if key != "output_dir" and (key not in defaults or defaults[key] != value)
-    }
-
-
 def _when(events: list[dict[str, Any]]) -> str:
     if not events:
         return ""
     return datetime.fromtimestamp(events[0]["time"], UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.1f}%"
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f}"
-
-
-def _score(value: float) -> str:
-    return f"{value:.2f}"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

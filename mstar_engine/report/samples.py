@@ -1,55 +1,67 @@
-"""Which rollouts the report shows: a few problems, each with the responses that tell the most.
+"""The rollouts that the report shows: problems, each with its responses, the telling ones first.
 
-Problems are chosen by their outcomes alone; texts are read for the chosen ones only, so that a large run does not have
-to fit into memory. The choice is a function of the files: reporting twice shows the same.
+Texts are read for the chosen problems only, so that a large run does not have to fit into memory, and what is shown is
+bounded, so that the page stays light.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mstar_engine.report.choose import Tally, choose, is_lucky, tallies
+from mstar_engine.report.picture import picture
+from mstar_engine.report.reasons import KEPT, Outcome, Reason, reasons
 from mstar_engine.report.steps import ShownStep, shown_steps
 from mstar_engine.rollout_file import ADDED
 from mstar_engine.run_directory import report_image_path
 
-_OUTCOMES = ["problem_id", "source", "sample", "correct", "selected", "step_scores"]
-_COLUMNS = [*_OUTCOMES, "iteration", "question", "gold", "text", "answer", "score", *ADDED]
-# A step that scores below this is more likely wrong than right.
-_WEAK = 0.5
-_PNG = b"\x89PNG\r\n\x1a\n"
+_COLUMNS = [
+    "problem_id", "source", "sample", "correct", "selected", "step_scores", "iteration", "question", "gold", "text",
+    "answer", "score", "token_ids", "finish_reason", *ADDED,
+]  # fmt: skip
+# Different responses of a problem, those that wait behind "more" included, and characters of one.
+_MOST_RESPONSES = 16
+_MOST_CHARACTERS = 6000
+_BATCH = 1024
+# What the page may take for rollouts, in characters.
+BUDGET = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class ShownResponse:
     """A response, and how many samples gave just this text; `steps` is empty when it is to be shown whole,
-    `weakest` the lowest step score."""
+    `weakest` the lowest step score, `cut` the characters at the end that are not shown."""
 
     text: str
     answer: str | None
     correct: bool | None
     selected: bool
     times: int
+    reason: Reason
     score: float | None = None
     steps: tuple[ShownStep, ...] = ()
     weakest: float | None = None
+    cut: int = 0
 
     @property
     def lucky(self) -> bool:
         """Right and not selected, with a weak step: the answer may be luck."""
-        return self.correct is True and not self.selected and self.weakest is not None and self.weakest < _WEAK
+        return is_lucky(self.correct, self.selected, self.weakest)
 
 
 @dataclass(frozen=True, slots=True)
 class ShownProblem:
-    """A problem with its image (a data URI, None when the run kept none) and some of its responses.
+    """A problem with its image (a data URI, None when the run kept none) and its different responses.
 
+    `responses` are shown at once, `more` on demand, `hidden` not at all. `outcome` is one of `choose.OUTCOMES`.
     `label` and `truth` as in `types.Problem`: beside a pseudo-label, `truth` is the true answer where it is known.
     """
 
@@ -60,86 +72,145 @@ class ShownProblem:
     gold: str | None
     image: str | None
     responses: tuple[ShownResponse, ...]
+    more: tuple[ShownResponse, ...]
     samples: int
     correct: int
     hidden: int
+    outcome: str
     label: str = "gold"
     truth: str | None = None
 
+    @property
+    def size(self) -> int:
+        """About how many characters of the page it takes."""
+        texts = sum(250 + len(r.text) + 120 * len(r.steps) for r in self.responses + self.more)
+        return len(self.image or "") + len(self.question) + texts
 
-def read_samples(
-    run: Path, problems: int = 6, responses: int = 3, *, delimiter: str = "\n\n", max_steps: int = 0
-) -> list[ShownProblem]:
-    """Up to `problems` problems of the newest iteration, with at most `responses` (2 or more) of each.
 
-    Those with images come first, then those with right and wrong responses, then those with a lucky one. `delimiter`
-    and `max_steps` are those by which steps were scored.
+@dataclass(frozen=True, slots=True)
+class ShownIteration:
+    """The shown problems of one iteration; `problems` were sampled in all, `outcomes` of each outcome."""
+
+    iteration: int
+    problems: int
+    outcomes: dict[str, int]
+    shown: list[ShownProblem]
+
+
+def read_iterations(run: Path, newest: int = 24, first: int = 8, **how: Any) -> list[ShownIteration]:
+    """Up to `newest` problems of the newest iteration and up to `first` of the first one, newest first.
+
+    `how` is that of `read_samples`.
     """
-    files = sorted((run / "rollouts").glob("iteration_*.parquet"))
-    if not files:
-        return []
-    ids = _choose(run, files[-1], problems)
-    columns = [name for name in _COLUMNS if name in pq.read_schema(files[-1]).names]
-    rows = pq.read_table(files[-1], columns=columns, filters=[("problem_id", "in", ids)]).to_pylist() if ids else []
-    groups = [[row for row in rows if row["problem_id"] == name] for name in ids]
-    return [_shown(run, group, _distinct(group, delimiter, max_steps), responses) for group in groups]
+    files = _files(run)
+    wanted = {file: count for file, count in zip((files[-1], files[0]), (newest, first))} if files else {}
+    if len(files) == 1:
+        wanted = {files[0]: newest}
+    whole = sum(wanted.values())
+    found = [_read(run, file, count, budget=BUDGET * count // whole, **how) for file, count in wanted.items() if count]
+    return [one for one in found if one.shown]
 
 
-def _choose(run: Path, file: Path, wanted: int) -> list[str]:
-    """The ids of the problems to show: the best of each source, then the second of each, until there are enough."""
-    outcomes = pq.read_table(file, columns=_OUTCOMES)
-    sums = [("sample", "count"), ("correct", "sum"), ("lucky", "max")]
-    totals = (
-        outcomes.append_column("lucky", _lucky(outcomes)).group_by(["problem_id", "source"]).aggregate(sums).to_pylist()
-    )
+def read_samples(run: Path, problems: int = 24, responses: int = 3, **how: Any) -> list[ShownProblem]:
+    """Up to `problems` problems of the newest iteration, at most `responses` (2 or more) of each shown at once.
+
+    `delimiter` and `max_steps` are those by which steps were scored, `select` the configuration's section of that name.
+    """
+    files = _files(run)
+    return _read(run, files[-1], problems, responses, **how).shown if files else []
+
+
+def _files(run: Path) -> list[Path]:
+    return sorted((run / "rollouts").glob("iteration_*.parquet"))
+
+
+def _read(
+    run: Path,
+    file: Path,
+    problems: int,
+    responses: int = 3,
+    *,
+    delimiter: str = "\n\n",
+    max_steps: int = 0,
+    select: dict[str, Any] | None = None,
+    budget: int = BUDGET,
+) -> ShownIteration:
     images = {path.name for path in (run / "report_images").glob("*.png")}
-
-    def interest(row: dict) -> tuple[bool, int, bool, bytes]:
-        right = row["correct_sum"] or 0
-        outcome = 0 if 0 < right < row["sample_count"] else 1 if right else 2
-        name = row["problem_id"]
-        bare = report_image_path(run, name).name not in images
-        return (bare, outcome, not row["lucky_max"], hashlib.sha256(name.encode()).digest())
-
-    turns: dict[str, int] = {}
-    keyed = []
-    for rank, row in enumerate(sorted(totals, key=interest)):
-        turns[row["source"]] = turns.get(row["source"], -1) + 1
-        keyed.append((turns[row["source"]], rank, row["problem_id"]))
-    return [name for _, _, name in sorted(keyed)[:wanted]]
-
-
-def _lucky(outcomes: pa.Table) -> pa.ChunkedArray:
-    """`ShownResponse.lucky` of each row."""
-    passed_over = pc.and_(outcomes["correct"], pc.invert(outcomes["selected"]))
-    weakest = pa.array(
-        [min(scores) if scores else None for scores in outcomes["step_scores"].to_pylist()], pa.float64()
-    )
-    return pc.fill_null(pc.and_(passed_over, pc.less(pa.array(weakest, pa.float64()), _WEAK)), False)
+    found = tallies(file)
+    ids = choose(found, problems, lambda name: report_image_path(run, name).name in images)
+    groups: dict[str, list[dict]] = {name: [] for name in ids}
+    for row in sorted(_rows(file, ids), key=lambda row: row["sample"]):
+        groups[row["problem_id"]].append(row)
+    shown, spent = [], 0
+    for name, group in groups.items():
+        one = _shown(run, group, _distinct(group, delimiter, max_steps, select or {}), found[name], responses)
+        spent += one.size
+        if shown and spent > budget:
+            break
+        shown.append(one)
+    outcomes = Counter(tally.outcome for tally in found.values())
+    return ShownIteration(shown[0].iteration if shown else 0, len(found), dict(outcomes), shown)
 
 
-def _distinct(rows: list[dict], delimiter: str, max_steps: int) -> list[ShownResponse]:
+def _rows(file: Path, ids: Sequence[str]) -> Iterator[dict]:
+    """The rows of these problems, read batch by batch from the parts of the file that may hold them."""
+    with pq.ParquetFile(file) as parquet:
+        for part in range(parquet.num_row_groups):
+            known = (
+                parquet.metadata.row_group(part).column(parquet.schema_arrow.get_field_index("problem_id")).statistics
+            )
+            if known is not None and known.has_min_max and not any(known.min <= name <= known.max for name in ids):
+                continue
+            for batch in parquet.iter_batches(_BATCH, row_groups=[part], columns=_COLUMNS):
+                yield from batch.filter(pc.is_in(batch["problem_id"], pa.array(ids, pa.string()))).to_pylist()
+
+
+def _distinct(rows: list[dict], delimiter: str, max_steps: int, select: dict[str, Any]) -> list[ShownResponse]:
     """The different responses: selected first, then right, then wrong; of each, the commonest first."""
-    texts: dict[str, list[dict]] = {}
-    for row in sorted(rows, key=lambda row: row["sample"]):
-        texts.setdefault(row["text"], []).append(row)
-    distinct = [
-        ShownResponse(
-            text=text,
-            answer=same[0]["answer"],
-            correct=same[0]["correct"],
-            selected=any(row["selected"] for row in same),
-            times=len(same),
-            score=same[0]["score"],
-            weakest=min(same[0]["step_scores"] or [], default=None),
-            steps=shown_steps(text, same[0]["step_scores"], delimiter, max_steps),
-        )
-        for text, same in texts.items()
+    outcomes = [
+        Outcome(r["text"], r["correct"], r["selected"], r["score"], len(r["token_ids"]), r["finish_reason"])
+        for r in rows
     ]
+    texts: dict[str, list[tuple[dict, Reason]]] = {}
+    for row, reason in zip(rows, reasons(outcomes, select), strict=True):
+        texts.setdefault(row["text"], []).append((row, reason))
+    distinct = [_response(same, delimiter, max_steps) for same in texts.values()]
     return sorted(distinct, key=lambda r: (not r.selected, r.correct is not True, -r.times))
 
 
-def _shown(run: Path, rows: list[dict], distinct: list[ShownResponse], limit: int) -> ShownProblem:
+def _response(same: list[tuple[dict, Reason]], delimiter: str, max_steps: int) -> ShownResponse:
+    """The samples with one text as one response: the kept one stands for them."""
+    row, reason = next((one for one in same if one[1].kind == KEPT), same[0])
+    if reason.kind == KEPT and len(same) > 1:
+        reason = Reason(KEPT, "the same text counts once")
+    text, steps = row["text"], shown_steps(row["text"], row["step_scores"], delimiter, max_steps)
+    cut = max(0, len(text) - _MOST_CHARACTERS)
+    return ShownResponse(
+        text=text[: len(text) - cut],
+        answer=row["answer"],
+        correct=row["correct"],
+        selected=row["selected"],
+        times=len(same),
+        reason=reason,
+        score=row["score"],
+        weakest=min(row["step_scores"] or [], default=None),
+        steps=_within(steps, _MOST_CHARACTERS) if cut else steps,
+        cut=cut,
+    )
+
+
+def _within(steps: Iterable[ShownStep], room: int) -> tuple[ShownStep, ...]:
+    """The first steps, as many as have `room` characters between them."""
+    held = []
+    for step in steps:
+        room -= len(step.text)
+        if room < 0:
+            break
+        held.append(step)
+    return tuple(held)
+
+
+def _shown(run: Path, rows: list[dict], distinct: list[ShownResponse], tally: Tally, limit: int) -> ShownProblem:
     # The first, the luckiest and the commonest wrong one have their places, so that all sides are seen.
     places = [
         distinct[0],
@@ -147,7 +218,8 @@ def _shown(run: Path, rows: list[dict], distinct: list[ShownResponse], limit: in
         next((r for r in distinct if r.correct is False), None),
     ]
     order = [distinct.index(r) for r in places if r is not None] + list(range(len(distinct)))
-    shown = [distinct[index] for index in sorted(list(dict.fromkeys(order))[:limit])]
+    first_seen = set(list(dict.fromkeys(order))[:limit])
+    more = [one for index, one in enumerate(distinct) if index not in first_seen][: _MOST_RESPONSES - limit]
     first = ADDED | rows[0]
     return ShownProblem(
         id=first["problem_id"],
@@ -155,18 +227,13 @@ def _shown(run: Path, rows: list[dict], distinct: list[ShownResponse], limit: in
         source=first["source"],
         question=first["question"],
         gold=first["gold"],
-        image=_image(report_image_path(run, first["problem_id"])),
-        responses=tuple(shown),
-        samples=len(rows),
-        correct=sum(row["correct"] is True for row in rows),
-        hidden=len(distinct) - len(shown),
+        image=picture(report_image_path(run, first["problem_id"])),
+        responses=tuple(distinct[index] for index in sorted(first_seen)),
+        more=tuple(more),
+        samples=tally.samples,
+        correct=tally.right,
+        hidden=len(distinct) - len(first_seen) - len(more),
+        outcome=tally.outcome,
         label=first["label"],
         truth=first["truth"],
     )
-
-
-def _image(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    data = path.read_bytes()
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}" if data.startswith(_PNG) else None

@@ -16,12 +16,16 @@ from mstar_engine.summary import (
     FinalSummary,
     HeldOutSummary,
     IterationSummary,
+    ModelCurve,
     PrmSummary,
+    PseudoSummary,
     Summary,
+    SweepSummary,
     VerifierSummary,
     WarmupSummary,
+    read_summary,
 )
-from mstar_engine.types import Group, Problem, Response
+from mstar_engine.types import Estimate, Group, Problem, Response
 
 HOSTILE = (
     """<script>document.title="owned"</script><img src="https://example.com/x.png" onerror="alert(1)">'"&{{ 7 * 7 }}"""
@@ -157,4 +161,59 @@ def write_run(path: Path, prm: bool = False) -> Path:
                 seconds={"evolve": 2.0, "annotate": 95.0, HOSTILE: 70.0} if prm else {"evolve": 2.0, HOSTILE: 70.0},
             )
         )
+    return path
+
+
+DYNAMICS = [
+    *("greedy", "pass_at_1", "pass_at_k", "unbiased_pass_at_k", "pass_at_k_minus_greedy", "reward_pass_at_k"),
+    *("majority", "weighted", "best_of_n", "entropy", "length", "steps"),
+    *("solved_none", "solved_some", "solved_all", "distinct"),
+]
+
+
+def dynamics(shift: int) -> dict[str, Estimate]:
+    """Every metric by name, one below 0, and one of a later version."""
+    found = {name: wilson(30 + shift + index, 100) for index, name in enumerate(DYNAMICS)}
+    found["pass_at_k_minus_greedy"] = Estimate(value=-0.05, items=100, low=-0.1, high=0.02)
+    found["length"] = Estimate(value=21.5 + shift, items=100, low=20.0, high=24.0)
+    return found | {f"novelty {HOSTILE}": Estimate(value=3.25, items=100, low=3.0, high=3.5)}
+
+
+def sweep(chosen: float, controller: str = "racing", model: bool = False) -> SweepSummary:
+    """A sweep of three temperatures, one of them dropped early; it was 1.0 before."""
+    curve = ModelCurve(temperatures=(0.5, 1.0, 1.5), mean=(0.5, 0.6, 0.4), low=(0.4, 0.5, 0.3), high=(0.6, 0.7, 0.5))
+    return SweepSummary(
+        controller=controller,
+        metric="reward_pass_at_k",
+        k=2,
+        present=1.0,
+        chosen=chosen,
+        temperatures=(0.5, 1.0, 1.5),
+        values=(wilson(60, 100), wilson(66, 100), wilson(4, 12)),
+        drawn=1234,
+        prefill_tokens=5,
+        seconds=7.5,
+        model=curve if model else None,
+    )
+
+
+def write_rich_run(path: Path) -> Path:
+    """A run with all that the report can show: metrics, sweeps, pseudo-labels, a process reward model."""
+    write_run(path, prm=True)
+    summary = read_summary(path / "summary.json")
+    first, second = summary.evolve
+    rows = (
+        replace(first, correct=5, temperature=0.5, dynamics=dynamics(4), sweep=sweep(0.5)),
+        replace(
+            second,
+            correct=6,
+            temperature=1.0,
+            dynamics=dynamics(9),
+            sweep=sweep(1.0, HOSTILE, model=True),
+            pseudo=PseudoSummary(problems=40, voted=30, passed=20, accuracy=wilson(18, 20)),
+        ),
+    )
+    changed = replace(summary, evolve=rows, warmup=replace(summary.warmup, dynamics=dynamics(0)))
+    with RunDirectory.create_or_resume(load_config(path / "config.yaml"), resume=True) as directory:
+        directory.write_summary(changed)
     return path
