@@ -43,7 +43,10 @@ class ComparedRun:
     def status(self) -> str:
         """Finished, or how far it is."""
         done = len(self.summary.evolve)
-        return "finished" if self.summary.final else f"unfinished: {done} of {self.iterations} iterations"
+        if self.summary.final:
+            return "finished"
+        planned = f" of {self.iterations}" if self.iterations > 0 else ""
+        return f"unfinished: {done}{planned} iteration{'' if done == 1 and not planned else 's'}"
 
     @property
     def sampled(self) -> int:

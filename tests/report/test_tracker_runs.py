@@ -79,7 +79,13 @@ def test_nothing_is_told_twice_and_steps_number_on(tmp_path, monkeypatch) -> Non
         return original(self, examples)
 
     monkeypatch.setattr(Trainer, "step", step)
-    changes = ("evolve.method=iterative_rft", "select.kind=random", "select.k=1", "stages=[pretrain,warmup,evolve]")
+    changes = (
+        "evolve.method=iterative_rft",
+        "select.kind=random",
+        "select.k=1",
+        "stages=[pretrain,warmup,evolve]",
+        "temperature.controller=fixed",
+    )
     changes += ("train.per_device_train_batch_size=4", "train.num_train_epochs=1")
     # Steps before the cut: 2 of pretraining, 2 of the warm-up, 2 of the first iteration, 1 of the second.
     cut_at = 8
