@@ -199,6 +199,7 @@ def test_the_best_scored_right_responses_are_learned_from(tmp_path: Path, lenien
             "prm.reduction=mean",
             "rollout.max_rows=5",
             "evaluate.pass_at_k_n=2",
+            "temperature.controller=fixed",
         ],
     ],
 )
@@ -299,7 +300,7 @@ INTERRUPTIONS = {
     "judging the process reward model": (process_reward, "step_quality", 0),
     "before the process reward model's journal entry": (process_reward.ProcessReward, "fitted", 0),
     "sweeping temperatures": (Sweep, "_keep", 1),
-    "between a sweep and its choice": (TableWriter, "finish", 6),
+    "between a sweep and its choice": (TableWriter, "finish", 7),
     "between a choice of temperature and rollouts": (loop.Evolution, "_generate", 0),
     "between rollouts and training": (loop.Evolution, "_improve", 0),
     "measuring the second iteration": (loop, "measure_policy", 1),
@@ -326,15 +327,15 @@ def test_interrupted_equals_uninterrupted(
 
 @pytest.mark.parametrize("controller", ["racing", "continuous"])
 def test_a_controllers_memory_survives_interruptions(controller: str, tmp_path: Path, lenient, monkeypatch) -> None:
-    """A choice before every iteration, each depending on the earlier ones; cut in a sweep, after one, and in measuring.
-    Nothing that a sweep has kept is sampled again."""
+    """A choice before every iteration, each depending on the earlier ones; cut in a sweep, behind it, between the
+    rounds of one, and in measuring."""
     changes = [
-        f"temperature.controller={controller}", "temperature.every=1", "temperature.problems=0", "temperature.budget=1.0",
-        "evolve.iterations=3",
+        f"temperature.controller={controller}", "temperature.every=1", "temperature.problems=0",
+        "temperature.budget=1.0", "evolve.iterations=3",
     ]  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run(whole, *changes) == 0
-    places = [(Sweep, "_keep", 1), (Sweep, "_values", 1), (loop, "measure_policy", 1), (loop.Evolution, "_improve", 0)]
+    places = [(Sweep, "_keep", 1), (loop.Evolution, "_improve", 0), (Sweep, "_values", 1), (loop, "measure_policy", 0)]
     for owner, method, calls in places:
         with monkeypatch.context() as patch:
             interrupt_after(patch, owner, method, calls, KeyboardInterrupt())
