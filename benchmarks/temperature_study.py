@@ -231,19 +231,18 @@ def recorded(folder: Path) -> list[dict[str, Any]]:
         grids = [e["iteration"] for e in events if e.get("sweep") and e["sweep"]["controller"] == "grid"]
         sweeps = [read_sweep(run / f"rollouts/sweep_{i:04d}_01.parquet", SweepMetric.of(config)) for i in grids]
         for name, (kind, share) in CONTESTANTS.items() if sweeps else ():
+            values, costs = [], []
             for half in (0, 1):
                 controller, temperature = controller_of(kind, config.temperature), config.rollout.temperature
-                values, costs = [], []
                 for number, one in zip(grids, sweeps):
-                    arms = np.array(one.temperatures)
                     seen, unseen = one.values[half::2], one.values[1 - half :: 2]
-                    sweep = RecordedSweep(arms, seen[: max(1, int(share * len(seen)))])
+                    sweep = RecordedSweep(np.array(one.temperatures), seen[: max(1, int(share * len(seen)))])
                     if kind != "fixed":
                         temperature = controller.choose(temperature, number - 1, sweep).chosen
                     values.append(100 * float(unseen[:, sweep.arm(temperature)].mean()))
                     costs.append(sweep.drawn / seen.size)
-                worth[name].append(float(np.mean(values)))
-                spent[name].append(float(np.mean(costs)))
+            worth[name].append(float(np.mean(values)))
+            spent[name].append(float(np.mean(costs)))
     if not worth["grid"]:
         raise ValueError(f"--runs={folder}: no run there has recorded a sweep of temperature.controller=grid")
     return [
@@ -252,7 +251,7 @@ def recorded(folder: Path) -> list[dict[str, Any]]:
             "worth": interval(values),
             "minus_grid": interval(np.subtract(values, worth["grid"])),
             "samples": float(np.mean(spent[name])),
-            "halves_of_runs": len(values),
+            "runs": len(values),
         }
         for name, values in worth.items()
     ]
