@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from mstar_engine.evolve import loop, process_reward
 from mstar_engine.evolve.pipeline import Pipeline
+from mstar_engine.evolve.sweep import Sweep
 from mstar_engine.journal import read_events
 from mstar_engine.reward import annotate, answers
 from mstar_engine.reward.answers import Verdict
@@ -26,6 +27,7 @@ from mstar_engine.rollout.engine import RolloutEngine
 from mstar_engine.rollout_file import RolloutWriter, read_rollouts
 from mstar_engine.run import main
 from mstar_engine.summary import read_summary
+from mstar_engine.table_file import TableWriter
 from mstar_engine.train.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +60,8 @@ def outcome(directory: Path) -> dict:
     for entry in summary["evolve"]:
         for key in TIMED & set(entry):
             del entry[key]
+        if entry["sweep"]:
+            del entry["sweep"]["seconds"]
     del summary["seconds"]
     del summary["prm"]["annotation"]  # what it cost: an interruption costs what was in flight
     rollouts = {
@@ -109,7 +113,13 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     for entry in summary["evolve"]:
         assert entry["greedy"].keys() == entry["pass_at_k"].keys() == accuracy
         assert entry["sampled"] == 8 * 4 and entry["kept"] >= 0
-        assert entry["temperature"] == 1.0 and entry["tokens_per_second"] > 0
+        assert entry["tokens_per_second"] > 0
+    sweep = summary["evolve"][0]["sweep"]
+    assert sweep["temperatures"] == [0.3, 0.95, 1.6] and sweep["drawn"] == 4 * 3 * 4 and sweep["prefill_tokens"] > 0
+    assert [entry["temperature"] for entry in summary["evolve"]] == [sweep["chosen"]] * 2
+    assert summary["evolve"][1]["sweep"] is None and read_summary(finished / "summary.json").evolve[0].sweep.k == 2
+    sampled = pq.read_table(finished / "rollouts" / "iteration_0001.parquet")["temperature"].to_pylist()
+    assert sampled == pytest.approx([sweep["chosen"]] * len(sampled))
     assert {"pretrain", "warmup", "evolve", "evaluate", "report"} <= summary["seconds"].keys()
     table = pq.read_table(finished / "rollouts" / "iteration_0001.parquet")
     assert table.num_rows == 32
@@ -345,6 +355,9 @@ INTERRUPTIONS = {
     "fitting the process reward model": (Trainer, "step", 5),
     "judging the process reward model": (process_reward, "step_quality", 0),
     "before the process reward model's journal entry": (process_reward.ProcessReward, "fitted", 0),
+    "sweeping temperatures": (Sweep, "_keep", 1),
+    "between a sweep and its choice": (TableWriter, "finish", 7),
+    "between a choice of temperature and rollouts": (loop.Evolution, "_generate", 0),
     "between rollouts and training": (loop.Evolution, "_improve", 0),
     "measuring the second iteration": (loop, "measure_policy", 1),
     "final measurement": (Pipeline, "_measure", 4),
@@ -366,6 +379,39 @@ def test_interrupted_equals_uninterrupted(
     for name, ids in kept.items():
         again = sampled.get(int(name[-4:]), set()) & ids
         assert not again, f"sampled again: {again}"
+
+
+@pytest.mark.parametrize("controller", ["racing", "continuous"])
+def test_a_controllers_memory_survives_interruptions(controller: str, tmp_path: Path, lenient, monkeypatch) -> None:
+    """A choice before every iteration, each depending on the earlier ones; cut in a sweep, behind it, between the
+    rounds of one, and in measuring."""
+    changes = [
+        f"temperature.controller={controller}", "temperature.every=1", "temperature.problems=0",
+        "temperature.budget=1.0", "evolve.iterations=3",
+    ]  # fmt: skip
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run(whole, *changes) == 0
+    places = [(Sweep, "_keep", 1), (loop.Evolution, "_improve", 0), (Sweep, "_values", 1), (loop, "measure_policy", 0)]
+    for owner, method, calls in places:
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, owner, method, calls, KeyboardInterrupt())
+            assert run(cut, *changes, "--resume") == 130
+    assert run(cut, *changes, "--resume") == 0
+    assert_same_outcome(whole, cut)
+    entries = json.loads((whole / "summary.json").read_text())["evolve"]
+    assert [entry["sweep"]["present"] for entry in entries] == [1.0, *(e["temperature"] for e in entries[:-1])]
+    assert all(entry["sweep"]["drawn"] <= 8 * 3 * 4 and entry["sweep"]["model"] for entry in entries)
+
+
+def test_temperature_by_step_scores_needs_a_scorer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said before the directory is taken; another metric, or a fixed temperature, asks for no scores."""
+    stages = ["stages=[pretrain,warmup,evolve]", "select.kind=random"]
+    assert run(tmp_path / "new", *stages) == 1
+    message = capsys.readouterr().err
+    assert "temperature.metric=reward_pass_at_k" in message and message.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+    for number, change in enumerate(("temperature.metric=balance", "temperature.controller=fixed")):
+        assert run(tmp_path / str(number), *stages, change) == 0
 
 
 def read_ids(directory: Path, name: str) -> set[str]:

@@ -30,7 +30,7 @@ CURIOSITY = 2.0
 """Temperatures are proposed by mean + so many standard deviations."""
 LEVEL, ANY, OWN = 0.1, 1e5, 1e-2
 """Standard deviation of a level; length scales that ignore a coordinate, and that tell whole numbers apart."""
-AMPLITUDES, REACHES = (0.05, 0.1), (0.3, 0.5)
+AMPLITUDES, REACHES = (0.05, 0.1, 0.2), (0.3, 0.5)
 """What the model chooses between by marginal likelihood: the curve's standard deviation, and its length scale in
 temperature as a share of the range. A small grid in place of an optimizer: bounded, repeatable, and nothing that could
 fail to converge."""
@@ -77,7 +77,7 @@ class Continuous(Controller):
         model = _Model(self.config, self.seen)
         for begin, end in pairwise(bounds.tolist()):
             proposed = self.candidates[model.propose(self.candidates, iteration, arms)]
-            self._record(iteration, proposed, recorder.measure(proposed, range(begin, end)))
+            self.record(iteration, proposed, recorder.measure(proposed, range(begin, end)))
             model = _Model(self.config, self.seen, None if end == problems else model.shape)
         mean, deviation = model.predict(self.candidates, iteration, self.seen[-1].level)
         best = best_near(mean, self.candidates, present)
@@ -94,9 +94,9 @@ class Continuous(Controller):
             kept = [some for some in kept if all(r.score is not None for r in some)]
         if kept:
             values = np.array([[self.metric(outcomes_of(some))] for some in kept])
-            self._record(iteration, [temperature], values)
+            self.record(iteration, [temperature], values)
 
-    def _record(self, iteration: int, temperatures: Sequence[float], values: np.ndarray) -> None:
+    def record(self, iteration: int, temperatures: Sequence[float], values: np.ndarray) -> None:
         """`values` [problems, temperatures] measured together. The noise is that of values around problem and arm."""
         count, arms = values.shape
         left = values - values.mean(axis=1, keepdims=True) if arms > 1 else values
@@ -129,7 +129,7 @@ class _Model:
         self.noise = np.array([one.noise for one in seen])
         self.shape = shape
         if not seen:
-            self.process = GaussianProcessRegressor(self._kernel(AMPLITUDES[-1], REACHES[-1]), optimizer=None)
+            self.process = GaussianProcessRegressor(self._kernel(AMPLITUDES[1], REACHES[1]), optimizer=None)
         elif shape is not None:
             self.process = self._fit(*shape)
         else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,8 @@ SCHEMA = pa.schema(
         ("text", pa.int64()),
     ]
 )
-"""One row a response; `text` is `sweep_metric.text_key`, `score` null without a process reward model."""
+"""One row a response, arm by arm; `text` is `sweep_metric.text_key`, `score` null without a process reward model."""
+_OUTCOMES = ("correct", "score", "length", "text")
 
 
 class Sweep:
@@ -128,25 +129,48 @@ class Sweep:
 
     def _values(self, path: Path, temperatures: list[float], problems: list[Problem]) -> np.ndarray:
         """The metric of a round that is over, from its file alone: a resumed sweep sees what the first one saw."""
-        arms, n = len(temperatures), self.params.n
-        (table,) = read_tables(path)
-        columns = {name: table[name].to_numpy() for name in SCHEMA.names}  # a null score is NaN
-        if not np.array_equal(columns["temperature"], np.tile(np.repeat(temperatures, n), len(problems))):
-            raise ValueError(f"{path}: sampled at other temperatures than {temperatures}; another run's file?")
-        place = {name: row for row, name in enumerate(columns["problem_id"][:: arms * n])}
-        self.drawn += len(table)
-        self.prefill_tokens += int(columns["prompt_length"][:: arms * n].sum())
-        values = np.empty((len(problems), arms))
-        for row, problem in enumerate(problems):
-            for arm in range(arms):
-                begin = (place[problem.id] * arms + arm) * n
-                of_arm = (columns[name][begin : begin + n] for name in ("correct", "score", "length", "text"))
-                values[row, arm] = self.metric(Outcomes(*of_arm))
-        return values
+        found = read_sweep(path, self.metric)
+        if list(found.temperatures) != temperatures:
+            raise ValueError(f"{path}: sampled at {found.temperatures}, not at {temperatures}; another run's file?")
+        self.drawn += found.drawn
+        self.prefill_tokens += found.prefill_tokens
+        place = {name: row for row, name in enumerate(found.problem_ids)}
+        return found.values[[place[problem.id] for problem in problems]]
 
     def _show(self, problems: int, **counts: int) -> None:
         if self.phase is not None:
             self.phase.advance(problems, **counts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Recorded:
+    """A round as its file has it: `values` float64 [problems, temperatures] of a metric, by problem id."""
+
+    temperatures: tuple[float, ...]
+    problem_ids: tuple[str, ...]
+    values: np.ndarray
+    drawn: int
+    prefill_tokens: int
+
+
+def read_sweep(path: Path, metric: SweepMetric) -> Recorded:
+    """A round that is over, measured by any metric that its outcomes allow."""
+    (table,) = read_tables(path)
+    columns = {name: table[name].to_numpy() for name in SCHEMA.names}  # a null score is NaN
+    ids = columns["problem_id"]
+    rows = int(np.argmax(ids != ids[0])) or len(ids)  # of a problem
+    n = int(columns["sample"][:rows].max()) + 1
+    values = np.empty((len(ids) // rows, rows // n))
+    for row, arm in np.ndindex(values.shape):
+        begin = row * rows + arm * n
+        values[row, arm] = metric(Outcomes(*(columns[name][begin : begin + n] for name in _OUTCOMES)))
+    return Recorded(
+        temperatures=tuple(columns["temperature"][:rows:n].tolist()),
+        problem_ids=tuple(ids[::rows].tolist()),
+        values=values,
+        drawn=len(ids),
+        prefill_tokens=int(columns["prompt_length"][::rows].sum()),
+    )
 
 
 def _table(group: Group, degrees: np.ndarray) -> pa.Table:
