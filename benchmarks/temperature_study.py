@@ -155,28 +155,37 @@ class RecordedSweep:
         return self.values[problems.start : problems.stop][:, [self.arm(one) for one in temperatures]]
 
 
+@dataclass(frozen=True)
+class Contestant:
+    """A controller, the share of the problems that it is given, and what it is told besides."""
+
+    kind: str
+    share: float = 1.0
+    told: dict[str, float] = field(default_factory=dict)
+
+
 CONTESTANTS = {
-    "fixed": ("fixed", 1.0),
-    "grid": ("grid", 1.0),
-    "grid, a third of the problems": ("grid", 1 / 3),
-    "racing": ("racing", 1.0),
-    "continuous": ("continuous", 1.0),
+    "fixed": Contestant("fixed"),
+    "grid": Contestant("grid"),
+    "grid, a third of the problems": Contestant("grid", 1 / 3),
+    "racing": Contestant("racing"),
+    "racing, margin 1": Contestant("racing", told={"margin": 1.0}),
+    "continuous": Contestant("continuous"),
 }
-"""Name: controller, share of the problems that it is given."""
 
 
-def controller_of(kind: str, config: TemperatureConfig) -> Controller:
+def controller_of(contestant: Contestant, config: TemperatureConfig) -> Controller:
     """A controller at a third of the grid's samples."""
-    config = replace(config, controller=kind, every=EVERY, budget=1 / 3)
+    config = replace(config, controller=contestant.kind, every=EVERY, budget=1 / 3, **contestant.told)
     return build_controller(config, SweepMetric(kind=config.metric, k=config.k, target=2, threshold=0.5))
 
 
-def simulate(kind: str, share: float, training: Training) -> list[tuple[float, float, float]]:
+def simulate(contestant: Contestant, training: Training) -> list[tuple[float, float, float]]:
     """(temperature, regret, samples as a share of the grid's) of each choice in one training."""
-    controller = controller_of(kind, TemperatureConfig(n=SAMPLES, problems=PROBLEMS))
+    controller = controller_of(contestant, TemperatureConfig(n=SAMPLES, problems=PROBLEMS))
     temperature, found = 1.0, []
     for choice in range(CHOICES):
-        sweep = SimulatedSweep(training, choice, problems=int(share * PROBLEMS))
+        sweep = SimulatedSweep(training, choice, problems=int(contestant.share * PROBLEMS))
         iteration = choice * EVERY
         if controller.due(iteration):
             temperature = controller.choose(temperature, iteration, sweep).chosen
@@ -198,9 +207,9 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 def study(seeds: range) -> list[dict[str, Any]]:
     """One row a contestant."""
     trainings, found, seconds = [Training(seed) for seed in seeds], {}, {}
-    for name, (kind, share) in CONTESTANTS.items():
+    for name, contestant in CONTESTANTS.items():
         begun = time.perf_counter()
-        found[name] = np.array([simulate(kind, share, training) for training in trainings])
+        found[name] = np.array([simulate(contestant, training) for training in trainings])
         seconds[name] = time.perf_counter() - begun
     rows = []
     for name, choices in found.items():
@@ -230,14 +239,14 @@ def recorded(folder: Path) -> list[dict[str, Any]]:
         events = [event for event in read_events(run / "journal.jsonl") if event["event"] == "iteration"]
         grids = [e["iteration"] for e in events if e.get("sweep") and e["sweep"]["controller"] == "grid"]
         sweeps = [read_sweep(run / f"rollouts/sweep_{i:04d}_01.parquet", SweepMetric.of(config)) for i in grids]
-        for name, (kind, share) in CONTESTANTS.items() if sweeps else ():
+        for name, one in CONTESTANTS.items() if sweeps else ():
             values, costs = [], []
             for half in (0, 1):
-                controller, temperature = controller_of(kind, config.temperature), config.rollout.temperature
-                for number, one in zip(grids, sweeps):
-                    seen, unseen = one.values[half::2], one.values[1 - half :: 2]
-                    sweep = RecordedSweep(np.array(one.temperatures), seen[: max(1, int(share * len(seen)))])
-                    if kind != "fixed":
+                controller, temperature = controller_of(one, config.temperature), config.rollout.temperature
+                for number, swept in zip(grids, sweeps):
+                    seen, unseen = swept.values[half::2], swept.values[1 - half :: 2]
+                    sweep = RecordedSweep(np.array(swept.temperatures), seen[: max(1, int(one.share * len(seen)))])
+                    if one.kind != "fixed":
                         temperature = controller.choose(temperature, number - 1, sweep).chosen
                     values.append(100 * float(unseen[:, sweep.arm(temperature)].mean()))
                     costs.append(sweep.drawn / seen.size)

@@ -153,7 +153,8 @@ class TemperatureConfig:
     "fixed" stays at `rollout.temperature`, where the others begin. Every `every` iterations "grid" draws `n` responses
     at each of `low`, `low + step` .. `high` to `problems` validation problems (0: all) and takes the best by `metric`;
     "racing" stops sampling what is clearly worse; "continuous" fits a smooth model over temperature and time. The last
-    two draw at most `budget` of the grid's samples. `k` is that of the metric; `balance_target` the n* of B-STaR's
+    two draw at most `budget` of the grid's samples. Racing keeps the present temperature unless another is ahead by
+    `margin` standard errors (1.96: its 95% interval). `k` is that of the metric; `balance_target` the n* of B-STaR's
     balance score.
     """
 
@@ -166,7 +167,8 @@ class TemperatureConfig:
     n: Count = 8
     k: Count = 2
     problems: CountOrOff = 128
-    budget: PositiveShare = 0.34
+    budget: PositiveShare = 0.33
+    margin: NonNegative = 1.96
     balance_target: Count = 2
 
     @field_validator("high")

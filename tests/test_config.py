@@ -137,7 +137,7 @@ def test_any_misspelt_key_is_refused(key, data):
         (
             "temperature=1",
             "temperature=1; allowed: a section with controller, metric, every, low, high, step, n, k, problems, "
-            "budget, balance_target; did you mean rollout.temperature?",
+            "budget, margin, balance_target; did you mean rollout.temperature?",
         ),
         ("train.lr=1", "train.lr: unknown key; did you mean train.learning_rate?"),
         ("rollout.num_generations=1", "rollout.num_generations: unknown key; did you mean rollout.n?"),

@@ -24,10 +24,6 @@ ARMS = 5
 through them."""
 OUT = 2.0
 """An arm leaves the race when it is so many standard errors behind."""
-BETTER = 1.0
-"""The present temperature stays unless another is so many standard errors ahead. The 95% interval in its place would
-cost 0.4 points of Reward-Pass@2 in benchmarks/temperature_study.py: the optimum moves, and standing still is a
-choice too."""
 LEFT = 3
 """Past choices alone leave so many arms in the race at least: they are no measurement of the policy as it is."""
 MEMORY = 6
@@ -35,7 +31,11 @@ MEMORY = 6
 
 
 class Racing(Controller):
-    """Successive elimination within `budget`. `past`: the evidence of earlier choices, oldest first."""
+    """Successive elimination within `budget`. `past`: the evidence of earlier choices, oldest first.
+
+    The present temperature stays unless another is `margin` standard errors ahead. A smaller margin moves sooner where
+    the optimum moves, and more often for nothing; benchmarks/temperature_study.py has figures for 1.96 and for 1.
+    """
 
     def __init__(self, config: TemperatureConfig) -> None:
         super().__init__(config)
@@ -64,7 +64,7 @@ class Racing(Controller):
             alive = self._alive(belief, alive, home, 1)
         lead = _leader(belief, alive)
         ahead, error = belief.behind(home, lead)
-        moves = bool(blocks) and ahead > BETTER * error
+        moves = bool(blocks) and ahead > self.config.margin * error
         if blocks:
             self.past = [*self.past, gather(arms, blocks)][-MEMORY:]
         model = _curve(belief, blocks) if blocks else None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.temperature_study import CHOICES, Training, simulate
+from benchmarks.temperature_study import CHOICES, CONTESTANTS, Training, simulate
 from mstar_engine.config import TemperatureConfig
 from mstar_engine.evolve.continuous import Continuous
 from mstar_engine.evolve.racing import MEMORY, Racing
@@ -120,7 +120,9 @@ def test_choices_are_due_every_so_many_iterations() -> None:
 def test_racing_is_as_good_as_the_grid_at_a_third_of_its_samples() -> None:
     """30 trainings shaped like the paper's; the standard error of their mean difference is about 0.15 points."""
     trainings = [Training(seed) for seed in range(500, 530)]
-    grid, racing = (np.array([simulate(kind, 1.0, training) for training in trainings]) for kind in ("grid", "racing"))
+    grid, racing = (
+        np.array([simulate(CONTESTANTS[name], training) for training in trainings]) for name in ("grid", "racing")
+    )
     assert grid.shape == (30, CHOICES, 3)
     assert racing[:, :, 1].mean() <= grid[:, :, 1].mean() + 1.0
     assert racing[:, :, 2].max() <= 1 / 3 and (grid[:, :, 2] == 1.0).all()
