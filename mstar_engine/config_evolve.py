@@ -57,7 +57,7 @@ class TrainConfig:
     `min_lr_rate` times the learning rate.
     """
 
-    learning_rate: Rate = 2e-4
+    learning_rate: Rate = 1e-4
     num_train_epochs: Count = 2
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine", "wsd"] = "constant"
     warmup_steps: CountOrOff = 0
