@@ -198,9 +198,11 @@ def simulate(contestant: Contestant, training: Training) -> list[tuple[float, fl
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95% t interval of the mean."""
+    """Mean and 95% t interval of the mean; of a single value, whose spread is unknown, 100 points to both sides."""
     mean, count = float(np.mean(values)), len(values)
-    half = student.ppf(0.975, count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count) if count > 1 else math.inf
+    half = (
+        float(student.ppf(0.975, count - 1)) * float(np.std(values, ddof=1)) / math.sqrt(count) if count > 1 else 100.0
+    )
     return mean, mean - half, mean + half
 
 
