@@ -107,6 +107,7 @@ def dry_run(config: RunConfig) -> int:
         "prompt": f"{len(prompt.input_ids)} tokens (first problem), images included",
         "iterations": f"{iterations} x {chunk} problems x {rollout.n} responses"
         f" = {iterations * chunk * rollout.n:,} responses",
+        "temperature": sweeps(config, iterations, len(data.validation)),
         "step labels": step_labels(config),
         "K/V cache": f"{shape.bytes_per_token:,} bytes a token; at most "
         f"{rollout.max_rows * longest * shape.bytes_per_token / 2**20:.0f} MiB for {rollout.max_rows} rows",
@@ -119,6 +120,20 @@ def dry_run(config: RunConfig) -> int:
     for name, value in lines.items():
         print(f"{name + ':':12} {value}")
     return 0
+
+
+def sweeps(config: RunConfig, iterations: int, validation: int) -> str:
+    """How the sampling temperature would be chosen and what that would sample, in words."""
+    chosen = config.temperature
+    if chosen.controller == "fixed":
+        return f"{config.rollout.temperature:g}, fixed"
+    problems = min(chosen.problems or validation, validation)
+    share = 1.0 if chosen.controller == "grid" else chosen.budget
+    arms, choices = len(chosen.grid), -(-iterations // chosen.every)
+    return (
+        f"{chosen.controller}, {chosen.low:g} to {chosen.high:g}: {choices} choices, each of at most "
+        f"{int(share * arms * problems) * chosen.n:,} responses ({problems} problems)"
+    )
 
 
 def step_labels(config: RunConfig) -> str:
