@@ -33,6 +33,11 @@ from mstar_engine.config_parse import dump_config, load_config
 from mstar_engine.durable import replace_text
 from mstar_engine.environment import device_name, versions
 
+BUDGET = (
+    "data.train_problems=4096", "evolve.interval=512", "evolve.iterations=6", "train.learning_rate=2e-4",
+    "temperature.controller=fixed",
+)  # fmt: skip
+"""Of the rows in benchmarks/results/2026-11-25_cpu_selection.json."""
 ARMS = {"top_2": ("top_k", 2), "random_2": ("random", 2), "all_correct": ("all", 2)}
 SHARED = "stages=[pretrain,warmup,annotate,prm]"
 
@@ -51,11 +56,11 @@ def run(directory: Path, seed: int, overrides: Sequence[str], threads: int, *mor
 def seed_runs(runs: Path, seed: int, overrides: Sequence[str], threads: int) -> dict[str, dict[str, Any]]:
     """The summaries of all arms of one seed."""
     shared = runs / f"seed{seed}"
-    run(shared, seed, overrides, threads, SHARED)
+    run(shared, seed, [*BUDGET, *overrides], threads, SHARED)
     found = {}
     for arm, (kind, k) in ARMS.items():
         directory = runs / f"seed{seed}_{arm}"
-        chosen = [*overrides, f"select.kind={kind}", f"select.k={k}"]
+        chosen = [*BUDGET, *overrides, f"select.kind={kind}", f"select.k={k}"]
         if not directory.exists():
             part = directory.with_name(directory.name + ".part")
             shutil.rmtree(part, ignore_errors=True)

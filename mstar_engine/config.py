@@ -211,7 +211,7 @@ class RunConfig:
         """The arms of a sweep are branches of one prompt and run together."""
         rows = info.data["rollout"].max_rows if "rollout" in info.data else value.rows
         if value.rows > rows:
-            arms = len(value.grid)
+            arms = value.arms
             raise ValueError("temperature.n", value.n, f"at most {rows // arms}: {arms} temperatures x n within "
                              f"rollout.max_rows={rows}")  # fmt: skip
         return value

@@ -146,6 +146,9 @@ class EvaluateConfig:
         return value
 
 
+MOST_ARMS = 1000
+
+
 @section
 class TemperatureConfig:
     """How the sampling temperature follows the policy (paper section 4).
@@ -154,18 +157,18 @@ class TemperatureConfig:
     at each of `low`, `low + step` .. `high` to `problems` validation problems (0: all) and takes the best by `metric`;
     "racing" stops sampling what is clearly worse; "continuous" fits a smooth model over temperature and time. The last
     two draw at most `budget` of the grid's samples. Racing keeps the present temperature unless another is ahead by
-    `margin` standard errors (1.96: its 95% interval). `k` is that of the metric; `balance_target` the n* of B-STaR's
-    balance score.
+    `margin` standard errors (1.96: its 95% interval). `k` is that of the metric (0: all n); `balance_target` the n* of
+    B-STaR's balance score.
     """
 
     controller: Literal["fixed", "grid", "racing", "continuous"] = "racing"
     metric: Literal["reward_pass_at_k", "pass_at_k", "balance"] = "reward_pass_at_k"
     every: Count = 2
-    low: Rate = 0.3
+    low: Annotated[float, Field(ge=0.01)] = 0.3
     high: Rate = 1.6
     step: Rate = 0.1
     n: Count = 8
-    k: Count = 2
+    k: CountOrOff = 2
     problems: CountOrOff = 128
     budget: PositiveShare = 0.33
     margin: NonNegative = 1.96
@@ -183,10 +186,13 @@ class TemperatureConfig:
     @field_validator("step")
     @classmethod
     def _step_fits(cls, value: float, info: ValidationInfo) -> float:
-        """A grid has two arms or more."""
+        """A grid has two arms or more, and not so many that nobody could sample them."""
         width = info.data["high"] - info.data["low"] if {"low", "high"} <= set(info.data) else value
-        if value > width + 1e-9:
-            raise ValueError(f"at most {width:g}, from temperature.low to temperature.high")
+        if not width / (MOST_ARMS - 1) <= value <= width + 1e-9:
+            least = width / (MOST_ARMS - 1)
+            raise ValueError(
+                f"{least:.3g} to {width:g}: 2 to {MOST_ARMS} temperatures from temperature.low to temperature.high"
+            )
         return value
 
     @field_validator("k")
@@ -205,9 +211,14 @@ class TemperatureConfig:
         return tuple(round(self.low + index * self.step, 6) for index in range(steps + 1))
 
     @property
+    def arms(self) -> int:
+        """Temperatures that a problem may meet in one sweep: the present one may lie off the grid."""
+        return {"fixed": 0, "grid": len(self.grid)}.get(self.controller, len(self.grid) + 1)
+
+    @property
     def rows(self) -> int:
         """Responses to one problem that a sweep draws together."""
-        return 0 if self.controller == "fixed" else len(self.grid) * self.n
+        return self.arms * self.n
 
 
 @section

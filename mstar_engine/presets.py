@@ -47,6 +47,7 @@ _BASE: Overrides = {
     "select.alpha": None,
     "temperature.controller": "fixed",
     "temperature.metric": "reward_pass_at_k",
+    "temperature.k": 2,
     "prompts.unlabelled": "none",
     "prompts.mix_in_from": 0.0,
 }
@@ -75,8 +76,8 @@ def _unlabelled(
     return Preset(about=about, overrides=changed, paper=paper)
 
 
-def _temperature(controller: str, metric: str, paper: tuple[float, float] | None, about: str) -> Preset:
-    changed = _with(_TOP_2, temperature__controller=controller, temperature__metric=metric)
+def _temperature(controller: str, metric: str, paper: tuple[float, float] | None, about: str, k: int = 2) -> Preset:
+    changed = _with(_TOP_2, temperature__controller=controller, temperature__metric=metric, temperature__k=k)
     return Preset(about=about, overrides=changed, paper=paper)
 
 
@@ -116,7 +117,7 @@ PRESETS: dict[str, Preset] = {
     "pseudo_75": _unlabelled(_TOP_2, "pseudo", 0.75, (45.0, 58.8), "pseudo-labels after 75% of training"),
     # Temperature (section 6).
     "grid": _temperature("grid", "reward_pass_at_k", (45.9, 59.5), "the paper's M-STaR: argmax over 14 temperatures"),
-    "grid_pass": _temperature("grid", "pass_at_k", (42.8, 58.0), "the grid, by Pass@K"),
+    "grid_pass": _temperature("grid", "pass_at_k", (42.8, 58.0), "the grid, by Pass@K of all its samples", k=0),
     "grid_balance": _temperature("grid", "balance", None, "the grid, by B-STaR's balance score"),
     "smooth": _temperature("continuous", "reward_pass_at_k", None, "a smooth model over temperature and time"),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -101,15 +102,27 @@ def _agree(path: Path, config: RunConfig, resume: bool) -> None:
             raise RunDirectoryError(f"{path} holds a journal but no config.yaml; choose another output_dir")
         return
     there = parse_yaml((path / "config.yaml").read_text(encoding="utf-8"), str(path / "config.yaml"))
-    before = identity(there if isinstance(there, dict) else {})
-    now = identity(dataclasses.asdict(config))
-    differing = [key for key in now | before if key not in before or key not in now or before[key] != now[key]]
+    differing = differences(there if isinstance(there, dict) else {}, dataclasses.asdict(config))
     if differing:
-        shown = [f"{key} ({before.get(key, 'absent')} there, {now.get(key, 'absent')} now)" for key in differing[:4]]
-        shown += [f"and {len(differing) - 4} more"] if len(differing) > 4 else []
         raise RunDirectoryError(
-            f"{path} was made by another configuration: {', '.join(shown)}; "
+            f"{path} was made by another configuration: {differing}; "
             "choose another output_dir, or --resume with the same configuration"
         )
     if not resume:
         raise RunDirectoryError(f"{path} already holds a run; continue it with --resume, or choose another output_dir")
+
+
+def differences(there: dict[str, Any], asked: dict[str, Any], sections: Sequence[str] | None = None) -> str:
+    """In words, the keys in which two configurations would compute different things; "" when they agree.
+
+    `sections` limits the comparison to these and to keys outside of any section.
+    """
+    before, now = identity(there), identity(asked)
+    differing = [
+        key
+        for key in now | before
+        if (key not in before or key not in now or before[key] != now[key])
+        and (sections is None or "." not in key or key.partition(".")[0] in sections)
+    ]
+    shown = [f"{key} ({before.get(key, 'absent')} there, {now.get(key, 'absent')} now)" for key in differing[:4]]
+    return ", ".join(shown + ([f"and {len(differing) - 4} more"] if len(differing) > 4 else []))

@@ -95,7 +95,7 @@ class IterationSummary:
     number; `verifier` has an entry for each number of samples K. Both are None without a process reward model.
     `dynamics` holds every metric of `evolve.dynamics.measure` by name, in it `reward_pass_at_k` at the configured K;
     empty in summaries of earlier versions. `sweep` is there when the temperature was chosen anew before this iteration,
-    `pseudo` when it met unlabelled problems.
+    `pseudo` when it met unlabelled problems. `correct` is by the reference answers in force, pseudo-labels included.
     """
 
     iteration: int

@@ -157,6 +157,21 @@ def test_any_misspelt_key_is_refused(key, data):
         ("train.lr_scheduler_type=cosine", "train.max_steps=-1; allowed: 1 or more with lr_scheduler_type=cosine"),
         ("evaluate.pass_at_k=99", "evaluate.pass_at_k=99; allowed: at most evaluate.pass_at_k_n=8"),
         ("evaluate.reward_pass_at_k=9", "evaluate.reward_pass_at_k=9; allowed: at most evaluate.pass_at_k_n=8"),
+        (
+            "temperature.step=1e-9",
+            "temperature.step=1e-09; allowed: 0.0013 to 1.3: 2 to 1000 temperatures from temperature.low to "
+            "temperature.high",
+        ),
+        ("temperature.low=1e-7", "temperature.low=1e-07; allowed: a number, 0.01 or more"),
+        ("temperature.high=0.2", "temperature.high=0.2; allowed: above temperature.low=0.3"),
+        ("temperature.k=9", "temperature.k=9; allowed: at most temperature.n=8"),
+        ("temperature.n=40", "temperature.n=40; allowed: at most 34: 15 temperatures x n within rollout.max_rows=512"),
+        ("select.k=17", "select.k=17; allowed: at most rollout.n=16"),
+        (
+            "evolve.iterations=0",
+            "evolve.iterations=0; allowed: 1 or more, or -1: evolve.passes decides; without "
+            "evolution, leave evolve out of stages",
+        ),
         ("rollout.n", "'rollout.n': an override is written key=value, as in rollout.temperature=0.9"),
         ("rollout.n={a: 1, a: 2}", "rollout.n: line 1: a is given twice"),
     ],

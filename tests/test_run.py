@@ -309,6 +309,13 @@ def test_selection_by_score_needs_scores(tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "new").exists()
 
 
+def test_sft_needs_no_scores(tmp_path: Path) -> None:
+    """It neither samples nor selects, so what the default selection needs is no concern of it."""
+    assert run(tmp_path / "sft", "evolve.method=sft", "stages=[pretrain,warmup,evolve,evaluate]") == 0
+    summary = read_summary(tmp_path / "sft" / "summary.json")
+    assert [(one.problems, one.sampled, one.kept) for one in summary.evolve] == [(8, 0, 8)] * 2
+
+
 def test_checkpoints_are_ordinary_directories(finished: Path) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 

@@ -13,6 +13,7 @@ import dataclasses
 import datetime
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,21 +24,27 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mstar_engine.config import STAGES, RunConfig
 from mstar_engine.config_parse import ConfigError, dump_config, flat_config, load_config
 from mstar_engine.durable import FolderLock, replace_text
-from mstar_engine.environment import device_name, versions
 from mstar_engine.evolve.ablation_table import AblationTable, Arm, build_table
 from mstar_engine.evolve.process_reward import check_process_reward
+from mstar_engine.journal import read_events
 from mstar_engine.presets import PRESETS, Ablation, ablation_named
 from mstar_engine.report.intervals import interval_plot
+from mstar_engine.run_directory import differences
+from mstar_engine.yaml_text import parse_yaml
 
 DEFAULT_RECIPE = "ablation"
 SHARED = "shared"
 _BEFORE = STAGES[: STAGES.index("evolve")]
+# What the stages before the evolution depend on; `train` because the optimizer is the run's, `evaluate` because the
+# warmed-up policy is measured.
+_SECTIONS_BEFORE = ("model", "data", "pretrain", "warmup", "rollout", "steps", "annotate", "prm", "train", "evaluate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +75,8 @@ class AblationRuns:
         self.configs: dict[tuple[int, str], RunConfig] = {}
         for seed in range(options.seeds):
             seeded = [*common, f"seed={seed}"]
-            config = load_config(recipe, [*seeded, f"preset={self.ablation.reference}"])
+            config = load_config(recipe, seeded)  # of no preset: the ablations of a folder share it
+            _refuse_missing_stages(config)
             stages = [stage for stage in config.stages if stage in _BEFORE]
             self.configs[seed, SHARED] = self._placed(replace(config, stages=stages), seed, SHARED)
             for preset in self.presets:
@@ -76,8 +84,13 @@ class AblationRuns:
                 check_process_reward(config, self._path(seed, SHARED))
                 stages = [stage for stage in config.stages if stage not in _BEFORE]
                 self.configs[seed, preset] = self._placed(replace(config, stages=stages), seed, preset)
+        for run, config in self.configs.items():
+            _refuse_another(config, _SECTIONS_BEFORE if run[1] == SHARED else None)
+        if options.results and Path(options.results).exists() and not Path(options.results).is_dir():
+            raise ConfigError(f"results={options.results}: a file; allowed: a folder")
         self._children: set[subprocess.Popen] = set()
-        self._stopping = threading.Event()
+        self._starting = threading.Lock()
+        self._stopping = False
 
     def run(self) -> dict[str, str]:
         """Do what is not done yet; returns the reason of each run that failed, by name."""
@@ -106,10 +119,29 @@ class AblationRuns:
         for (seed, preset), config in self.configs.items():
             path = Path(config.output_dir) / "summary.json"
             if preset != SHARED and path.exists():
-                summary = json.loads(path.read_text())
+                try:
+                    summary = json.loads(path.read_text())
+                except ValueError as error:
+                    raise ValueError(f"{path}: {error}; remove {path.parent} to have this arm done again") from None
                 if summary.get("final"):
                     found.append(Arm(preset=preset, seed=seed, summary=summary))
         return build_table(self.ablation, PRESETS, found)
+
+    def circumstances(self) -> dict[str, Any]:
+        """The date of the last arm, and the devices and versions of all, by their journals."""
+        events = [
+            event
+            for (_, preset), config in self.configs.items()
+            if preset != SHARED
+            for event in read_events(Path(config.output_dir) / "journal.jsonl")
+        ]
+        sittings = [event for event in events if event["event"] == "sitting"]
+        last = max((event["time"] for event in events), default=time.time())
+        return {
+            "date": datetime.date.fromtimestamp(last).isoformat(),
+            "device": "; ".join(sorted({event["device"] for event in sittings})),
+            "versions": sittings[-1]["versions"] if sittings else {},
+        }
 
     def _batch(self, runs: Sequence[tuple[int, str]], what: str) -> dict[str, str]:
         """Run some configurations, `jobs` at a time."""
@@ -134,15 +166,16 @@ class AblationRuns:
 
     def _stop(self) -> None:
         """End the processes; their runs go on from there next time."""
-        self._stopping.set()
-        for child in list(self._children):
-            child.terminate()
+        with self._starting:
+            self._stopping = True
+            for child in self._children:
+                child.terminate()
 
     def _one(self, seed: int, preset: str) -> tuple[str, str, float]:
         """One run in a process of its own: (name, why it failed or "", seconds)."""
         begun, name, config = time.monotonic(), _name(seed, preset), self.configs[seed, preset]
         directory = Path(config.output_dir)
-        if self._stopping.is_set():
+        if self._stopping:
             return name, "not started", 0.0
         if preset != SHARED and not directory.exists():
             fork_run(self._path(seed, SHARED), directory, config)
@@ -151,14 +184,18 @@ class AblationRuns:
         replace_text(recipe, dump_config(config))
         log = directory.with_name(f"{directory.name}.log")
         threads = {"OMP_NUM_THREADS": str(config.threads)} if config.threads else {}
-        with open(log, "w") as output:
+        with open(log, "a") as output:
             command = [sys.executable, "-m", "mstar_engine.run", str(recipe), "--resume"]
-            child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | threads
-            )
-            self._children.add(child)
+            with self._starting:
+                if self._stopping:
+                    return name, "not started", 0.0
+                child = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | threads
+                )
+                self._children.add(child)
             status = child.wait()
-            self._children.discard(child)
+            with self._starting:
+                self._children.discard(child)
         lines = log.read_text(errors="replace").strip().splitlines()
         reason = "" if status == 0 else f"failed: {lines[-1] if lines else f'status {status}'} (see {log})"
         return name, reason, time.monotonic() - begun
@@ -198,15 +235,7 @@ def run_ablation(
     table = runs.table()
     if table.rows:
         command = f"python -m mstar_engine.run {' '.join(_command(options, recipe, overrides))}"
-        threads = next(iter(runs.configs.values())).threads
-        record = {
-            "ablation": options.name,
-            "command": command,
-            "date": datetime.date.today().isoformat(),
-            "device": device_name(threads or None) + f", {runs.jobs} run{'' if runs.jobs == 1 else 's'} at a time",
-            "versions": versions(),
-            **dataclasses.asdict(table),
-        }
+        record = {"ablation": options.name, "command": command, **runs.circumstances(), **dataclasses.asdict(table)}
         stamp = f"Device: {record['device']}. Date: {record['date']}. Command: `{command}`"
         figure = interval_plot(table.figure_rows(), label=table.title, percent=True, standalone=True)
         texts = {
@@ -215,12 +244,13 @@ def run_ablation(
             "svg": figure,
         }
         stem = f"{record['date']}_{'cuda' if torch.cuda.is_available() else 'cpu'}_{options.name}"
+        print(f"\n{table.markdown()}\n{stamp}")
         places = [runs.folder / options.name] + ([Path(options.results) / stem] if options.results else [])
         for place in places:
             place.parent.mkdir(parents=True, exist_ok=True)
             for suffix, text in texts.items():
                 replace_text(Path(f"{place}.{suffix}"), text)
-        print(f"\n{table.markdown()}\n{stamp}\nwritten: {', '.join(f'{place}.json .md .svg' for place in places)}")
+        print(f"written: {', '.join(f'{place}.json .md .svg' for place in places)}")
     for name, reason in failed.items():
         print(f"mstar_engine: {name}: {reason}", file=sys.stderr)
     return 1 if failed else 0
@@ -249,7 +279,8 @@ def _link(source: str, target: str) -> None:
 
 def _share_machine(jobs: int, overrides: Sequence[str]) -> tuple[int, int]:
     """(runs at a time, threads of each). Several one-thread runs get more done on a processor than one of many."""
-    given = [int(one.partition("=")[2]) for one in overrides if one.startswith("threads=")]
+    given = [load_config(None, [one]).threads for one in overrides if one.startswith("threads=")]
+    given = [threads for threads in given if threads]  # 0 leaves it to us, as in a run
     if torch.cuda.is_available():
         return jobs or 1, given[-1] if given else 0
     cores = len(os.sched_getaffinity(0))
@@ -263,8 +294,25 @@ def _refuse_overridden(ablation: Ablation, overrides: Sequence[str]) -> None:
     differing = {key for one in settings for key in one if len({repr(other.get(key)) for other in settings}) > 1}
     for one in overrides:
         key = one.partition("=")[0].strip()
-        if key in differing | {"preset", "seed"}:
+        if key in ("preset", "seed") or any(fixed == key or fixed.startswith(f"{key}.") for fixed in differing):
             raise ConfigError(f"{key}: the rows of an ablation set it; allowed: keys that they share")
+
+
+def _refuse_missing_stages(config: RunConfig) -> None:
+    missing = [stage for stage in ("warmup", "evolve", "evaluate") if stage not in config.stages]
+    if missing:
+        raise ConfigError(f"stages: an ablation shares a warm-up and compares evaluations; add {', '.join(missing)}")
+
+
+def _refuse_another(config: RunConfig, sections: Sequence[str] | None) -> None:
+    """An arm that lies there was made by this configuration, or the table would mix two."""
+    path = Path(config.output_dir) / "config.yaml"
+    if not path.exists():
+        return
+    there = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    differing = differences(there if isinstance(there, dict) else {}, dataclasses.asdict(config), sections)
+    if differing:
+        raise ConfigError(f"{path.parent} was made by another configuration: {differing}; give another output_dir")
 
 
 def _name(seed: int, preset: str) -> str:
@@ -272,7 +320,10 @@ def _name(seed: int, preset: str) -> str:
 
 
 def _command(options: AblationOptions, recipe: str | None, overrides: Sequence[str]) -> list[str]:
-    return [*([recipe] if recipe else []), f"ablation={options.name}", f"seeds={options.seeds}", *overrides]
+    words = [*([recipe] if recipe else []), f"ablation={options.name}", f"seeds={options.seeds}"]
+    words += [f"jobs={options.jobs}"] if options.jobs else []
+    words += [f"results={options.results}"] if options.results else []
+    return [shlex.quote(word) for word in [*words, *overrides]]
 
 
 def _plan(runs: AblationRuns) -> str:

@@ -64,7 +64,7 @@ class Recorder:
         return SweepSummary(
             controller=config.controller,
             metric=config.metric,
-            k=config.k,
+            k=config.k or config.n,
             present=float(present),
             chosen=float(chosen),
             temperatures=temperatures,

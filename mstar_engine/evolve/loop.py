@@ -86,7 +86,7 @@ class Evolution:
         self.entries = [
             {key: value for key, value in event.items() if key not in ("time", "event")} for event in fields
         ]
-        trained = sorted(self._checkpoints().glob("iteration_[0-9][0-9][0-9][0-9]"))
+        trained = self._trained()
         if trained:
             state = self.policy.restore(trained[-1])
             self.controller.restore(state["controller"])
@@ -98,21 +98,22 @@ class Evolution:
     def iterate(self, iteration: int) -> None:
         """Do one iteration. Interrupted, it can be done again: no finished group is sampled twice."""
         begun = time.perf_counter()
-        sweep = None
+        sweep, problems = None, self.prompts.problems(iteration)
         if self.method.imitates == "reference":
-            problems = self.prompts.problems(iteration)
             examples = [reference_example(problem, self.policy.encoder) for problem in problems]
             groups, sampling = [], {"tokens_per_second": None, "sample_seconds": 0.0}
         else:
             sweep = self._choose_temperature(iteration)
-            groups, sampling = self._generate(iteration)
-            self.controller.observe(iteration, self.temperature, groups)
+            groups, sampling = self._generate(iteration, problems)
+            # A pseudo-label is the policy's own opinion; what it makes of a response says nothing about a temperature.
+            known = [group for group in groups if group.problem.label != PSEUDO]
+            self.controller.observe(iteration, self.temperature, known)
             examples = selected_examples(groups)
         loss = self._improve(iteration, examples)
         responses = [response for group in groups for response in group.responses]
         entry = {
             "iteration": iteration + 1,
-            "problems": len(groups),
+            "problems": len(problems),
             "sampled": len(responses),
             "correct": sum(bool(response.correct) for response in responses),
             "kept": len(examples),
@@ -205,10 +206,9 @@ class Evolution:
         self.entries.append(entry)
         self.measured(entry)
 
-    def _generate(self, iteration: int) -> tuple[list[Group], dict[str, Any]]:
+    def _generate(self, iteration: int, problems: Sequence[Problem]) -> tuple[list[Group], dict[str, Any]]:
         """Sample, judge, select and keep the responses of this iteration's problems."""
         rollout = self.config.rollout
-        problems = self.prompts.problems(iteration)
         params = SamplingParams(
             n=rollout.n,
             temperature=self.temperature,
@@ -299,8 +299,13 @@ class Evolution:
     def _checkpoint(self, iteration: int) -> Path:
         return self._checkpoints() / f"iteration_{iteration:04d}"
 
+    def _trained(self) -> list[Path]:
+        """The checkpoints of iterations, oldest first; unfinished ones have longer names."""
+        found = [path for path in self._checkpoints().glob("iteration_*") if path.name[len("iteration_") :].isdigit()]
+        return sorted(found, key=lambda path: int(path.name[len("iteration_") :]))
+
     def _drop_old_checkpoints(self) -> None:
-        for path in sorted(self._checkpoints().glob("iteration_[0-9][0-9][0-9][0-9]"))[:-KEPT_CHECKPOINTS]:
+        for path in self._trained()[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(path)
 
 

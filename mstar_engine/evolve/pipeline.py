@@ -15,6 +15,7 @@ import torch
 
 from mstar_engine.config import RunConfig
 from mstar_engine.data.sources import DataSet
+from mstar_engine.environment import device_name, versions
 from mstar_engine.evolve.loop import Evolution, evolve, plain_table, show_step
 from mstar_engine.evolve.measure import Measurement, measure_policy, measurement
 from mstar_engine.evolve.policy import Policy
@@ -73,6 +74,8 @@ class Pipeline:
         }
         self._read_back()
         left = [name for name in self.config.stages if name == "report" or not self.run.journal.done(name)]
+        if left != ["report"]:
+            self.run.journal.append("sitting", device=device_name(), versions=versions())
         with self.trackers if left != ["report"] else contextlib.nullcontext():
             for name in left:
                 with self.run.journal.stage(name):

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from mstar_engine.config import RunConfig
+from mstar_engine.evolve.methods import METHODS
 from mstar_engine.evolve.policy import Policy
 from mstar_engine.evolve.sweep_metric import NEED_SCORES
 from mstar_engine.models.loading import load_config_of
@@ -264,7 +265,7 @@ def check_process_reward(config: RunConfig, run: Path) -> None:
     """
     stages, name = config.stages, config.prm.model_name_or_path
     can = "prm" in stages or prm_path(run).exists() or name != POLICY
-    chosen = config.temperature
+    chosen, samples = config.temperature, METHODS[config.evolve.method].imitates == "selected"
     for what, needs_scores, otherwise in (
         (f"select.kind={config.select.kind}", config.select.needs_scores, "select.kind=all or random"),
         (f"prompts.vote={config.prompts.vote}", config.prompts.needs_scores, "prompts.vote=majority"),
@@ -274,7 +275,7 @@ def check_process_reward(config: RunConfig, run: Path) -> None:
             "temperature.metric=pass_at_k or balance, or temperature.controller=fixed",
         ),
     ):
-        if "evolve" in stages and needs_scores and not can:
+        if "evolve" in stages and samples and needs_scores and not can:
             raise ValueError(
                 f"{what}: it needs step scores; add the stages annotate and prm, name a process reward model in "
                 f"prm.model_name_or_path, or choose {otherwise}"

@@ -12,6 +12,7 @@ import transformers
 from mstar_engine.config import RunConfig
 from mstar_engine.data.checks import check_data
 from mstar_engine.data.sources import load_data
+from mstar_engine.evolve.methods import METHODS
 from mstar_engine.evolve.pipeline import TINY, Pipeline
 from mstar_engine.evolve.process_reward import check_process_reward
 from mstar_engine.evolve.prompts import Prompts
@@ -90,6 +91,7 @@ def dry_run(config: RunConfig) -> int:
     shape = probe(model)
     prompt = PromptEncoder(processor).encode(data.train[0])
     rollout, iterations = config.rollout, config.evolve.iterations_of(len(data.train))
+    samples = METHODS[config.evolve.method].imitates == "selected"
     chunk = config.evolve.problems_of(len(data.train))
     prompts = Prompts(config, data.train, data.unlabelled)
     longest = len(prompt.input_ids) + rollout.max_completion_length
@@ -105,8 +107,8 @@ def dry_run(config: RunConfig) -> int:
         "problems": f"{len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test, "
         f"{len(data.ood)} out of distribution, {len(data.warmup)} for the warm-up",
         "prompt": f"{len(prompt.input_ids)} tokens (first problem), images included",
-        "iterations": f"{iterations} x {chunk} problems x {rollout.n} responses"
-        f" = {iterations * chunk * rollout.n:,} responses",
+        "iterations": f"{iterations} x {chunk} problems"
+        + (f" x {rollout.n} responses = {iterations * chunk * rollout.n:,} responses" if samples else ", not sampled"),
         "temperature": sweeps(config, iterations, len(data.validation)),
         "step labels": step_labels(config),
         "K/V cache": f"{shape.bytes_per_token:,} bytes a token; at most "

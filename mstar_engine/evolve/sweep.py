@@ -84,20 +84,19 @@ class Sweep:
     def measure(self, temperatures: Sequence[float], problems: range) -> np.ndarray:
         """The metric of each of `problems` at each of `temperatures`: float64 [problems, temperatures].
 
-        One engine call, or several where `max_rows` does not hold all arms of a problem.
+        One engine call. ValueError when `max_rows` does not hold all arms of a problem.
         """
         begun = time.perf_counter()
-        arms = max(1, self.engine.max_rows // self.params.n)
-        parts = [temperatures[i : i + arms] for i in range(0, len(temperatures), arms)]
-        values = [
-            self._round([float(t) for t in part], self.validation[problems.start : problems.stop]) for part in parts
-        ]
+        values = self._round([float(t) for t in temperatures], self.validation[problems.start : problems.stop])
         self.seconds += time.perf_counter() - begun
-        return np.concatenate(values, axis=1)
+        return values
 
     def _round(self, temperatures: list[float], problems: list[Problem]) -> np.ndarray:
         self.rounds += 1
         n, path = self.params.n, self.folder / f"sweep_{self.number:04d}_{self.rounds:02d}.parquet"
+        begun = next(iter(read_tables(path)), None)  # by an earlier sitting
+        if begun is not None and begun["temperature"].to_pylist()[: n * len(temperatures) : n] != temperatures:
+            raise ValueError(f"{path}: begun at other temperatures than {temperatures}; remove it to sample anew")
         with TableWriter(path, SCHEMA) as writer:
             missing = [problem for problem in problems if problem.id not in writer.finished]
             self._show(len(problems) - len(missing))
@@ -111,7 +110,7 @@ class Sweep:
                 ):
                     self._keep(writer, batch, degrees)
             writer.finish()
-        return self._values(path, temperatures, problems)
+        return self._values(path, problems)
 
     def _keep(self, writer: TableWriter, batch: Sequence[Group], degrees: np.ndarray) -> None:
         """Judge and score groups that finished, and make their outcomes durable."""
@@ -127,11 +126,9 @@ class Sweep:
             accepted=sum(bool(response.correct) for response in responses),
         )
 
-    def _values(self, path: Path, temperatures: list[float], problems: list[Problem]) -> np.ndarray:
+    def _values(self, path: Path, problems: list[Problem]) -> np.ndarray:
         """The metric of a round that is over, from its file alone: a resumed sweep sees what the first one saw."""
         found = read_sweep(path, self.metric)
-        if list(found.temperatures) != temperatures:
-            raise ValueError(f"{path}: sampled at {found.temperatures}, not at {temperatures}; another run's file?")
         self.drawn += found.drawn
         self.prefill_tokens += found.prefill_tokens
         place = {name: row for row, name in enumerate(found.problem_ids)}
@@ -160,6 +157,8 @@ def read_sweep(path: Path, metric: SweepMetric) -> Recorded:
     ids = columns["problem_id"]
     rows = int(np.argmax(ids != ids[0])) or len(ids)  # of a problem
     n = int(columns["sample"][:rows].max()) + 1
+    if len(ids) % rows or rows % n or not np.array_equal(np.repeat(ids[::rows], rows), ids):
+        raise ValueError(f"{path}: problems with different numbers of responses; no sweep")
     values = np.empty((len(ids) // rows, rows // n))
     for row, arm in np.ndindex(values.shape):
         begin = row * rows + arm * n

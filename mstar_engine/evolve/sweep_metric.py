@@ -56,7 +56,7 @@ class SweepMetric:
         """The metric of a run; the threshold is `select.alpha`, 0.5 without one."""
         chosen, alpha = config.temperature, config.select.alpha
         threshold = 0.5 if alpha is None else alpha
-        return cls(kind=chosen.metric, k=chosen.k, target=chosen.balance_target, threshold=threshold)
+        return cls(kind=chosen.metric, k=chosen.k or chosen.n, target=chosen.balance_target, threshold=threshold)
 
     def __call__(self, outcomes: Outcomes) -> float:
         """The value of one problem at one temperature. ValueError when it needs scores and there are none."""

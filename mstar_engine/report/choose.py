@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 ALL, SOME, NONE, NOT_JUDGED = "all", "some", "none", "open"
@@ -44,7 +45,11 @@ class Tally:
 def tallies(file: Path) -> dict[str, Tally]:
     """The tally of every problem in a rollout file, by problem id."""
     found: dict[str, Tally] = {}
-    with pq.ParquetFile(file) as parquet:
+    try:
+        parquet = pq.ParquetFile(file)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{file}: damaged: {error}") from None
+    with parquet:
         for batch in parquet.iter_batches(_BATCH, columns=_COLUMNS):
             for name, source, correct, selected, scores in zip(*(batch[c].to_pylist() for c in _COLUMNS), strict=True):
                 tally = found.setdefault(name, Tally(source))

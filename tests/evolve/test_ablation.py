@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,9 @@ def test_terminated_and_run_again(finished: Path, tmp_path: Path) -> None:
         (["ablation=two", "jobs=-1"], "jobs=-1"),
         (["seeds=3"], "only with ablation="),
         (["ablation=two", "select.kind=all"], "select.kind: the rows of an ablation set it"),
+        (["ablation=two", "select={kind: random, k: 2}"], "select: the rows of an ablation set it"),
+        (["ablation=two", "threads=abc"], 'threads="abc"'),
+        (["ablation=two", "stages=[evolve,evaluate]"], "add warmup"),
         (["ablation=two", "seed=3"], "seed: the rows of an ablation set it"),
         (["ablation=two", "rollout.n=0"], "rollout.n=0"),
         (["ablation=two", "--print_config"], "--print_config"),
@@ -138,6 +142,44 @@ def test_refusals(given: list[str], said: str, tmp_path: Path, capsys: pytest.Ca
     message = capsys.readouterr().err
     assert said in message and message.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_arm_of_another_configuration_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else the old outcome would be printed as that of the new configuration."""
+    before = (finished / "runs" / "two.json").read_text()
+    for change, key in (("train.learning_rate=0.5", "train.learning_rate"), ("evolve.passes=9", "evolve.passes")):
+        assert main(arguments(finished / "runs", change)) == 2
+        message = capsys.readouterr().err
+        assert key in message and "another configuration" in message and message.count("\n") == 1
+    assert (finished / "runs" / "two.json").read_text() == before
+
+
+def test_the_shared_warm_up_is_that_of_every_ablation(finished: Path) -> None:
+    """Another table in the same folder goes on from the same warm-up, whatever its presets say of the evolution."""
+    runs = AblationRuns(
+        AblationOptions(name="paper_methods", seeds=1),
+        "smoke",
+        [f"output_dir={finished / 'runs'}", "rollout.max_rows=17", "evaluate.pass_at_k_n=2"],
+        print,
+    )
+    assert runs._done(0, "shared") and not runs._done(0, "sft")
+
+
+def test_results_must_be_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(arguments(tmp_path / "runs", f"results={tmp_path / 'file'}")) == 2
+    assert "results=" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_a_damaged_summary_is_named(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(finished / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns(".lock"))
+    path = tmp_path / "runs" / "seed0" / "top_2" / "summary.json"
+    for arm in ("top_2", "continuous_25", "shared"):
+        config = tmp_path / "runs" / "seed0" / arm / "config.yaml"
+        config.write_text(config.read_text().replace(str(finished), str(tmp_path)))
+    path.write_text("{")
+    assert main(arguments(tmp_path / "runs")) == 1
+    assert str(path) in capsys.readouterr().err
 
 
 def test_a_table_that_needs_scores_is_refused_without_a_scorer(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mstar_engine.config_parse import load_config
 from mstar_engine.data.digits import digits_problems
 from mstar_engine.evolve import dynamics
-from mstar_engine.evolve.sweep import Sweep, read_sweep
+from mstar_engine.evolve.sweep import Sweep
 from mstar_engine.evolve.sweep_metric import Outcomes, SweepMetric, outcomes_of, text_key
 from mstar_engine.evolve.temperature import build_controller
 from mstar_engine.journal import plain
@@ -143,20 +143,34 @@ def test_an_interrupted_sweep_goes_on(engine, problems, prm, tmp_path: Path, mon
     asked.clear()
     np.testing.assert_array_equal(third.measure(ARMS, range(0, 3)), values[0])
     assert asked == []
-    with pytest.raises(ValueError, match="sampled at"):
+    with pytest.raises(ValueError, match="begun at other temperatures"):
         third.measure((0.5, 0.6), range(3, 5))
 
 
-def test_more_arms_than_rows_take_more_calls(engine, problems, tmp_path: Path) -> None:
-    """24 rows hold 6 arms of 4: the seventh goes into a round of its own, with the same numbers."""
+def test_more_arms_than_rows_are_refused(engine, problems, tmp_path: Path) -> None:
+    """24 rows hold 6 arms of 4. A second call would be another plan, and a resumed run may have other rows."""
     metric, arms = replace(REWARD_PASS, kind="pass_at_k"), (0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.5)
-    sweep = sweep_of(engine, problems, tmp_path, metric)
-    found = sweep.measure(arms, range(5))
-    assert found.shape == (5, 7) and sweep.rounds == 2 and sweep.drawn == 5 * 7 * 4
-    second = read_sweep(tmp_path / "sweep_0001_02.parquet", metric)
-    assert second.temperatures == (1.5,) and second.drawn == 20
-    order = [second.problem_ids.index(problem.id) for problem in problems]
-    np.testing.assert_array_equal(second.values[order, 0], found[:, 6])
+    with pytest.raises(ValueError, match="n=28 responses a problem; allowed: at most max_rows=24"):
+        sweep_of(engine, problems, tmp_path, metric).measure(arms, range(5))
+
+
+def test_a_begun_sweep_of_other_arms_is_left_alone(engine, problems, prm, tmp_path: Path, monkeypatch) -> None:
+    """Refused before anything is sampled on top of it."""
+    original = Sweep._keep
+
+    def keep(self, writer, batch, degrees):
+        original(self, writer, batch, degrees)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sweep, "_keep", keep)
+        with pytest.raises(KeyboardInterrupt):
+            sweep_of(engine, problems, tmp_path, prm=prm).measure(ARMS, range(5))
+    (partial,) = tmp_path.glob("sweep_*.partial")
+    before = partial.read_bytes()
+    with pytest.raises(ValueError, match="begun at other temperatures"):
+        sweep_of(engine, problems, tmp_path, prm=prm).measure(ARMS[1:], range(5))
+    assert partial.read_bytes() == before and not list(tmp_path.glob("*.parquet"))
 
 
 def test_a_controller_chooses_by_a_real_sweep(engine, problems, prm, tmp_path: Path) -> None:
