@@ -169,7 +169,7 @@ CONTESTANTS = {
     "grid": Contestant("grid"),
     "grid, a third of the problems": Contestant("grid", 1 / 3),
     "racing": Contestant("racing"),
-    "racing, margin 1": Contestant("racing", told={"margin": 1.0}),
+    "racing, margin 1.96": Contestant("racing", told={"margin": 1.96}),
     "continuous": Contestant("continuous"),
 }
 

@@ -157,8 +157,8 @@ class TemperatureConfig:
     at each of `low`, `low + step` .. `high` to `problems` validation problems (0: all) and takes the best by `metric`;
     "racing" stops sampling what is clearly worse; "continuous" fits a smooth model over temperature and time. The last
     two draw at most `budget` of the grid's samples. Racing keeps the present temperature unless another is ahead by
-    `margin` standard errors (1.96: its 95% interval). `k` is that of the metric (0: all n); `balance_target` the n* of
-    B-STaR's balance score.
+    `margin` standard errors (1.96 would be its 95% interval). `k` is that of the metric (0: all n); `balance_target`
+    the n* of B-STaR's balance score.
     """
 
     controller: Literal["fixed", "grid", "racing", "continuous"] = "racing"
@@ -171,7 +171,7 @@ class TemperatureConfig:
     k: CountOrOff = 2
     problems: CountOrOff = 128
     budget: PositiveShare = 0.33
-    margin: NonNegative = 1.96
+    margin: NonNegative = 1.0
     balance_target: Count = 2
 
     @field_validator("high")

@@ -34,7 +34,7 @@ class Racing(Controller):
     """Successive elimination within `budget`. `past`: the evidence of earlier choices, oldest first.
 
     The present temperature stays unless another is `margin` standard errors ahead. A smaller margin moves sooner where
-    the optimum moves, and more often for nothing; benchmarks/temperature_study.py has figures for 1.96 and for 1.
+    the optimum moves, and more often for nothing; benchmarks/temperature_study.py has figures for 1 and for 1.96.
     """
 
     def __init__(self, config: TemperatureConfig) -> None:
