@@ -156,12 +156,8 @@ def test_an_arm_of_another_configuration_is_refused(finished: Path, capsys: pyte
 
 def test_the_shared_warm_up_is_that_of_every_ablation(finished: Path) -> None:
     """Another table in the same folder goes on from the same warm-up, whatever its presets say of the evolution."""
-    runs = AblationRuns(
-        AblationOptions(name="paper_methods", seeds=1),
-        "smoke",
-        [f"output_dir={finished / 'runs'}", "rollout.max_rows=17", "evaluate.pass_at_k_n=2"],
-        print,
-    )
+    options = AblationOptions(name="paper_methods", seeds=1)
+    runs = AblationRuns(options, "smoke", [f"output_dir={finished / 'runs'}", *OPTIONS], print)
     assert runs._done(0, "shared") and not runs._done(0, "sft")
 
 
