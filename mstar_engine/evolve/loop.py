@@ -10,13 +10,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mstar_engine.config import RunConfig
+from mstar_engine.evolve.examples import reference_example, selected_examples
 from mstar_engine.evolve.measure import measure_policy
 from mstar_engine.evolve.methods import METHODS
 from mstar_engine.evolve.policy import Policy
@@ -26,14 +26,12 @@ from mstar_engine.evolve.sweep import Sweep
 from mstar_engine.evolve.sweep_metric import SweepMetric
 from mstar_engine.evolve.temperature import build_controller
 from mstar_engine.journal import plain
-from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.report.progress import Phase, Progress
-from mstar_engine.reward.answers import bare_answer, judge
+from mstar_engine.reward.answers import judge
 from mstar_engine.reward.prm import ProcessRewardModel
 from mstar_engine.reward.select import select
 from mstar_engine.run_directory import RunDirectory
 from mstar_engine.summary import SweepSummary
-from mstar_engine.train.collate import imitate
 from mstar_engine.train.trainer import StepStats
 from mstar_engine.types import PSEUDO, Estimate, Group, Problem, SamplingParams, TrainingExample
 
@@ -329,23 +327,6 @@ def iteration_seed(seed: int, iteration: int) -> int:
 def sweep_seed(seed: int, iteration: int) -> int:
     """The sampling seed of the temperature sweep before an iteration, apart from those of training and measuring."""
     return (2**42 + iteration_seed(seed, iteration)) % 2**63
-
-
-def selected_examples(groups: Sequence[Group]) -> list[TrainingExample]:
-    """What the improve phase imitates: the selected responses, by problem, then sample."""
-    return [
-        TrainingExample(problem=group.problem, response_ids=response.token_ids)
-        for group in groups
-        for response in group.responses
-        if response.selected
-    ]
-
-
-def reference_example(problem: Problem, encoder: PromptEncoder) -> TrainingExample:
-    """What SFT imitates: the worked response that the data has, else the bare reference answer."""
-    if problem.response is None and problem.gold is None:
-        raise ValueError(f"problem {problem.id}: neither a response nor a reference answer; method sft needs one")
-    return imitate(replace(problem, response=problem.response or bare_answer(problem.gold)), encoder)
 
 
 def evolve(evolution: Evolution, iterations: int) -> None:

@@ -13,7 +13,8 @@ import torch
 from mstar_engine.config import RunConfig
 from mstar_engine.config_parse import load_config
 from mstar_engine.data.digits import digits_problems
-from mstar_engine.evolve.loop import Evolution, evolve, reference_example, selected_examples
+from mstar_engine.evolve.examples import reference_example, selected_examples
+from mstar_engine.evolve.loop import Evolution, evolve
 from mstar_engine.evolve.methods import METHODS, Method
 from mstar_engine.evolve.policy import Policy
 from mstar_engine.evolve.prompts import interval
