@@ -3,10 +3,15 @@
 A reading is sound when it names a tile that the question asks for, not yet read, with its digit; an equation when it
 follows from the readings in their order; the answer when it is the last result. A step is clean when it and all steps
 before it are sound. Problems are drawn anew from their id, and the drawing is checked against their gold answer.
+
+    python -m benchmarks.digits_truth RUN [RUN ...] [--json FILE]
 """
 
 from __future__ import annotations
 
+import argparse
+import datetime
+import json
 import random
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +19,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from mstar_engine.config_parse import load_config
 from mstar_engine.data.digits import FAMILIES, TILES
 from mstar_engine.data.tiles import Tile, scans, scatter
 
@@ -86,3 +92,32 @@ def audit(files: Iterable[Path], seed: int) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def main() -> None:
+    """Command line: a line a run, first to last iteration."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.digits_truth")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    print(f"{'run':<40} {'clean, of the kept':>20} {'clean above unclean':>20}")
+    found = {}
+    for run in options.runs:
+        seed = load_config(run / "config.yaml", []).seed
+        name = "/".join(run.parts[-2:])
+        found[name] = audit(sorted((run / "rollouts").glob("iteration_*.parquet")), seed)
+        first, last = found[name][0], found[name][-1]
+        kept = f"{100 * first['clean_of_kept']:.0f} to {100 * last['clean_of_kept']:.0f}%"
+        pairs = [one["clean_above_unclean"] for one in (first, last)]
+        print(f"{name:<40} {kept:>20} {'' if None in pairs else '{:.2f} to {:.2f}'.format(*pairs):>20}", flush=True)
+    if options.json is not None:
+        record = {
+            "runs": found,
+            "date": datetime.date.today().isoformat(),
+            "command": "python -m benchmarks.digits_truth",
+        }
+        options.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
