@@ -1,6 +1,5 @@
 """The table of an ablation: statistics against worked examples, and what it says about the paper."""
 
-import math
 import re
 
 import pytest
