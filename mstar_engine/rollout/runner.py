@@ -74,11 +74,9 @@ class ModelRunner:
         """Feed every running row its last token; returns the logits of the rows, [R, V]."""
         plan = self.plan
         count = plan.num_rows
-        self._copy_blocks()
+        self.copy_blocks()
         positions = self.arrays["positions"][:count]
-        rotary = positions.long()
-        if self.rope_modules:
-            rotary = rotary + torch.from_numpy(self.rope_deltas[plan.row_groups[:count]])
+        rotary = torch.from_numpy(self.rotary()).long()
         step = DecodeStep(
             self.cache,
             self._tree(),
@@ -95,10 +93,16 @@ class ModelRunner:
             )
         return output.logits[:, -1]
 
+    def rotary(self) -> np.ndarray:
+        """The positions that the model is given for a decode plan's rows, int [R]."""
+        plan = self.plan
+        positions = plan.positions[: plan.num_rows]
+        return positions + self.rope_deltas[plan.row_groups[: plan.num_rows]] if self.rope_modules else positions
+
     def extend(self) -> None:
         """Recompute the K and V of tokens that resumed rows had drawn before they were preempted."""
         plan = self.plan
-        self._copy_blocks()
+        self.copy_blocks()
         count = plan.num_tokens
         if count == 0:
             return
@@ -135,7 +139,8 @@ class ModelRunner:
         arrays = {name: self.arrays[name][:nodes].to(self.device) for name in names}
         return Tree(block_table=self.arrays["block_table"].to(self.device), **arrays)
 
-    def _copy_blocks(self) -> None:
+    def copy_blocks(self) -> None:
+        """The plan's copies on write, which come before the step."""
         count = self.plan.num_copies
         if count:
             src, dst = (self.arrays[name][:count].to(self.device) for name in ("copy_src", "copy_dst"))
