@@ -192,7 +192,8 @@ class Oracle(Ahead):
             "problem": [group.problem for group, _ in rows],
             "position": [group.offset + len(row.tokens) for group, row in rows],
             "token_ids": [], "positions": [], "slots": [], "nodes": [], "copy_src": [], "copy_dst": [],
-            "token_rows": [-1] * len(rows), "group_ids": [], "token_begin": [0], "drawing": rows if kind != EXTEND else [], "preempted": 0,
+            "token_rows": [-1] * len(rows), "group_ids": [], "token_begin": [0],
+            "drawing": rows if kind != EXTEND else [], "preempted": 0,
         }  # fmt: skip
         for name in ("sample", "temperature", "top_k", "top_p", "min_p"):
             plan[name] = [group.params[name][row.index] for group, row in rows]
