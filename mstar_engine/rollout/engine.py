@@ -32,7 +32,8 @@ class RolloutEngine:
     cache with the trainer). `max_rows` responses run at once; `kv_cache_memory` is in bytes, None takes a quarter of
     the free memory (80% on CUDA). `policy` is "auto", "no_evict" or "watermark" (see csrc/rollout/scheduler.h).
     `decode` "fixed" pads decode steps to a few shapes, which on CUDA are captured in graphs and run ahead of the host;
-    "eager" takes them as they come; "auto" is "fixed" on CUDA. What is drawn is the same. `image_cache_memory` bytes
+    "eager" takes them as they come; "auto" is "fixed" on CUDA. What is drawn is the same. `torch_compile` compiles the
+    model around its attention for steps of fixed shape (minutes once; rounding differs). `image_cache_memory` bytes
     of image features are kept while the weights that made them stay; None is 1 GiB on CUDA and nothing on the CPU,
     where a resumed run is to equal an undisturbed one in every bit.
     """
@@ -49,6 +50,7 @@ class RolloutEngine:
         policy: str = "auto",
         backend: str = "auto",
         decode: str = "auto",
+        torch_compile: bool = False,
         image_cache_memory: int | None = None,
     ) -> None:
         self.model = model
@@ -84,6 +86,7 @@ class RolloutEngine:
         self._cache: KVCache | None = None
         self._decodes_fixed = decode == "fixed" or (decode == "auto" and self.shape.device.type == "cuda")
         self._decoder: Decoder | None = None
+        self._torch_compile = torch_compile
 
     def generate(
         self,
@@ -202,7 +205,9 @@ class RolloutEngine:
         if self._decoder is None or not self._decoder.fits(self.model, cache, *sizes):
             self._decoder = None  # its graphs' memory, before there is a second one
             buffers = DecodeBuffers(*sizes, self.block_size, self.shape.device)
-            self._decoder = Decoder(self.model, inputs, cache, buffers, self.banned_ids, self.backend)
+            self._decoder = Decoder(
+                self.model, inputs, cache, buffers, self.banned_ids, self.backend, self._torch_compile
+            )
         return self._decoder
 
 
