@@ -222,6 +222,7 @@ SchedulerView make_scheduler(std::int32_t num_blocks, std::int32_t block_size, s
   MSTAR_VIEW(token_ids);
   MSTAR_VIEW(positions);
   MSTAR_VIEW(slots);
+  MSTAR_VIEW(token_rows);
   MSTAR_VIEW(node_row_begin);
   MSTAR_VIEW(node_row_end);
   MSTAR_VIEW(node_table);
@@ -293,7 +294,7 @@ num_copies; token_begin by num_groups + 1). The views stay valid as long as they
 #undef MSTAR_COUNT
   for (const char* name :
        {"row_ids", "row_groups", "logit_rows", "seed", "problem", "sample", "position", "temperature", "top_k", "top_p",
-        "min_p", "token_ids", "positions", "slots", "node_row_begin", "node_row_end", "node_table", "node_length",
+        "min_p", "token_ids", "positions", "slots", "token_rows", "node_row_begin", "node_row_end", "node_table", "node_length",
         "node_start", "block_table", "copy_src", "copy_dst", "group_ids", "token_begin"})
     plan.def_property_readonly(name, [name](const PlanView& view) { return py::object(view.arrays[name]); });
 
@@ -357,6 +358,10 @@ while a plan is outstanding.)")
             return static_cast<int>(self.core->next_plan());
           },
           "Plan a step: 0 idle, 1 prefill, 2 extend, 3 decode. RuntimeError while a plan is outstanding.")
+      .def("plan_ahead", [](SchedulerView& self) { return self.core->plan_ahead(); },
+           "Plan the decode step behind the outstanding one, as if no row of that one stopped; its rows feed what the\n"
+           "outstanding step draws (token_rows). False when that is not sure to be the next plan. commit() then ends\n"
+           "the older of the two, and what the newer draws for rows that had stopped is dropped.")
       .def_property_readonly("plan", [](const SchedulerView& self) { return self.plan; })
       .def(
           "commit",
