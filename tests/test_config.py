@@ -148,7 +148,7 @@ def test_any_misspelt_key_is_refused(key, data):
         ("rollout.n=many", 'rollout.n="many"; allowed: a whole number, 1 or more'),
         ("train.learning_rate=.nan", "train.learning_rate=NaN; allowed: a number, above 0"),
         ("rollout.kv_cache_memory=0", "rollout.kv_cache_memory=0; allowed: auto; or a whole number, 1048576 or more"),
-        ("model.dtype=fp8", 'model.dtype="fp8"; allowed: one of float32, bfloat16, float16'),
+        ("model.dtype=fp8", 'model.dtype="fp8"; allowed: one of float32, bfloat16, float16, auto'),
         ("output_dir=", 'output_dir=""; allowed: text, not empty'),
         (
             "evolve.interval=1",

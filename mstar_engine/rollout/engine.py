@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from mstar_engine.models.attention import language_configs
 from mstar_engine.models.compatibility import forget_rope_deltas, probe, special_image_ids
+from mstar_engine.models.memory import give_back
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.rollout.kv_cache import KVCache, memory_limit
 from mstar_engine.rollout.stats import RolloutStats
@@ -171,6 +172,7 @@ class RolloutEngine:
     def release(self) -> None:
         """Give the K/V cache's memory back (the improve phase needs it); the next call allocates anew."""
         self._cache = None
+        give_back(self.shape.device)
 
 
 def _sample_numbers(problem: Problem, params: SamplingParams, given: np.ndarray | None) -> np.ndarray:
