@@ -40,9 +40,9 @@ Tracker = Literal["tensorboard", "wandb", "trackio", "jsonl"]
 class ModelConfig:
     """The policy: a Hugging Face name or folder, or "tiny" for the small model that a run pretrains itself.
 
-    `dtype` is that of its parameters; "auto" is bfloat16 with train.bf16, else float32. `device` "auto" is the GPU where
-    there is one. `attn_implementation`, for prompts and in training: "auto" takes flash_attention_2 where that runs (on
-    CUDA from compute capability 8.0 on, in half precision, with flash-attn installed), else sdpa.
+    `dtype` is that of its parameters; "auto" is bfloat16 with train.bf16, else float32. `device` "auto" is the GPU
+    where there is one. `attn_implementation`, for prompts and in training: "auto" takes flash_attention_2 where that
+    runs (on CUDA from compute capability 8.0 on, in half precision, with flash-attn installed), else sdpa.
     """
 
     model_name_or_path: Text = "tiny"

@@ -63,13 +63,13 @@ def check_training(config: RunConfig) -> None:
     use_liger(train.use_liger_kernel, device)
     if config.dtype != "float32" and not train.bf16 and {"warmup", "prm", "evolve"} & set(config.stages):
         raise ValueError(
-            f"model.dtype={config.dtype}: AdamW's steps are too small for such weights; allowed with stages that train: "
-            "float32, or bfloat16 with train.bf16=true, which keeps float32 master weights"
+            f"model.dtype={config.dtype}: AdamW's steps are too small for such weights; allowed with stages that "
+            "train: float32, or bfloat16 with train.bf16=true, which keeps float32 master weights"
         )
     kind = class_of(model)
     if train.gradient_checkpointing and kind is not None and not kind.supports_gradient_checkpointing:
         raise ValueError(
-            f"train.gradient_checkpointing=true: model family {model.model_type!r} does not offer it; allowed: false"
+            f"train.gradient_checkpointing=true: model family {model.model_type!r} has none; allowed: false"
         )
 
 

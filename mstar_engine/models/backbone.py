@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mstar_engine.models.compatibility import ordinary_token_id
+from mstar_engine.models.compatibility import special_image_ids
 
 
 def hidden_states(model: PreTrainedModel, **inputs: Any) -> Tensor:
@@ -39,9 +39,11 @@ def output_head(model: nn.Module) -> OutputHead | None:
     linear = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     if type(linear) is not nn.Linear or model.base_model is model:
         return None
-    config = model.config.get_text_config(decoder=True)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    tokens = torch.full((1, 2), ordinary_token_id(model.config), dtype=torch.long, device=model.device)
+    softcap = getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
+    images = set(special_image_ids(model.config))
+    ordinary = [token for token in range(linear.out_features) if token not in images]
+    # From the middle of the vocabulary: the embedding of a padding token may be zero.
+    tokens = torch.tensor([[ordinary[len(ordinary) // 3], ordinary[len(ordinary) // 2]]], device=model.device)
     made_up = torch.linspace(-60.0, 60.0, 2 * linear.out_features, device=model.device).to(linear.weight.dtype)
     made_up = made_up.view(1, 2, -1)
     fed: list[Tensor] = []
@@ -61,13 +63,11 @@ def output_head(model: nn.Module) -> OutputHead | None:
     finally:
         handle.remove()
         model.train(training)
-    expected = made_up.float() if softcap is None else softcap * torch.tanh(made_up.float() / softcap)
+    if len(fed) != 1 or not torch.equal(fed[0], hidden) or logits.requires_grad or logits.shape != made_up.shape:
+        return None
     rounding = 1e-5 if made_up.dtype == torch.float32 else 2e-2
-    whole = (
-        len(fed) == 1
-        and torch.equal(fed[0], hidden)
-        and not logits.requires_grad
-        and logits.shape == expected.shape
-        and torch.allclose(logits.float(), expected, rtol=rounding, atol=rounding)
-    )
-    return OutputHead(linear, softcap) if whole else None
+    for cap in {None, softcap}:  # some families declare a cap and do not apply it
+        expected = made_up.float() if cap is None else cap * torch.tanh(made_up.float() / cap)
+        if torch.allclose(logits.float(), expected, rtol=rounding, atol=rounding):
+            return OutputHead(linear, cap)
+    return None

@@ -33,7 +33,7 @@ def load_config_of(path: str | Path, key: str = "model.model_name_or_path") -> P
 
 
 def device_of(asked: str) -> torch.device:
-    """The device that model.device names: "cpu", "cuda", or "auto". ValueError when there is no GPU where one is asked."""
+    """The device that model.device names: "cpu", "cuda" (ValueError where there is none), or "auto"."""
     if asked == "cuda" and not torch.cuda.is_available():
         raise ValueError("model.device=cuda: torch sees no CUDA device; allowed: auto or cpu")
     return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")

@@ -21,7 +21,7 @@ def checkpoint_activations(model: nn.Module) -> None:
     whole = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
     if not whole.supports_gradient_checkpointing:
         family = whole.config.model_type
-        raise ValueError(f"train.gradient_checkpointing=true: model family {family!r} does not offer it; allowed: false")
+        raise ValueError(f"train.gradient_checkpointing=true: model family {family!r} has none; allowed: false")
     kwargs = {"use_reentrant": False}
     if hasattr(whole, "activation_checkpointing_enable"):  # transformers' newer name for it
         whole.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)

@@ -42,7 +42,7 @@ def use_liger(asked: UseLiger, device: torch.device) -> bool:
 
 
 def liger_sum(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
-    """The sum over rows of -log p(target), in nats; arguments as in `linear_cross_entropy`. Gradients sum in float32."""
+    """The sum over rows of -log p(target), in nats; arguments as in `linear_cross_entropy`."""
     # By position, as autograd functions take them: no class weights, nothing ignored, no z-loss, no label smoothing.
     ignored, z_loss, smoothing = -100, 0.0, 0.0
     return _function().apply(

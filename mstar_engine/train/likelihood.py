@@ -24,6 +24,8 @@ from mstar_engine.types import TrainingExample
 
 PLAIN_LOGITS = 2**24
 """Up to this many logits (64 MiB in float32) are simply computed, on a processor."""
+TRIED = 4
+"""Examples that must come out of a packed row as they do alone, before a run packs."""
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +58,9 @@ class Likelihood:
     ) -> Iterator[list[TrainingExample]]:
         """The examples, cut into what fits one forward pass; see `micro_batches`."""
         if self.packing and self._packs is None:
-            pairs = (run for run in micro_batches(examples, encoder, max_examples=2) if len(run) == 2)
-            if (pair := next(pairs, None)) is not None:
-                reason = why_not_packed(model, pair, encoder)
+            some = (run for run in micro_batches(examples, encoder, max_examples=TRIED) if len(run) > 1)
+            if (first := next(some, None)) is not None:
+                reason = why_not_packed(model, first, encoder)
                 self._packs = reason is None
                 if reason is not None:
                     family = model.config.model_type

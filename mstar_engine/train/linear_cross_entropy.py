@@ -33,8 +33,9 @@ def linear_cross_entropy(
 ) -> Tensor:
     """The weighted sum over rows of -log p(target), in nats; a scalar, float32 or wider, with a gradient.
 
-    `hidden` [N, D] and `weight` [V, D] of one floating type, `bias` [V], `targets` int64 [N] in 0 .. V - 1, `row_weights`
-    [N] (constants: they get no gradient). `softcap` c replaces a logit x by c * tanh(x / c). `chunk`: rows at a time.
+    `hidden` [N, D] and `weight` [V, D] of one floating type, `bias` [V], `targets` int64 [N] in 0 .. V - 1,
+    `row_weights` [N] (constants: they get no gradient). `softcap` c replaces a logit x by c * tanh(x / c). `chunk`:
+    rows at a time.
     """
     if chunk is None:
         chunk = max(1, MOST_LOGITS // weight.shape[0])

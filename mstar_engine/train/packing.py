@@ -1,8 +1,8 @@
 """Examples behind one another in one row, without padding, each attending to itself alone.
 
-Positions start again with each example: transformers reads from them where examples begin, and builds the block-diagonal
-mask for sdpa or the variable-length call for flash attention. What a family makes of that is not taken on trust: the
-first two examples of a run must have the hidden states that they have alone, or the run pads as it would without.
+Positions start again with each example: transformers reads from them where examples begin, and builds the
+block-diagonal mask for sdpa or the variable-length call for flash attention. What a family makes of that is not taken
+on trust: the first examples of a run must have the hidden states that they have alone, or the run pads.
 """
 
 from __future__ import annotations
@@ -28,11 +28,15 @@ def pack(model: PreTrainedModel, examples: Sequence[TrainingExample], encoder: P
     """The examples as one row, with `position_ids` among the inputs: [1, length], or [axes, 1, length] for families
     with multi-axis rotary embedding, text positions first.
 
-    Raises ValueError as `collate` does, and for a family that computes positions itself and offers no way to ask it.
+    Raises ValueError as `collate` does; for a family that computes positions itself and offers no way to ask it; and
+    for one with token types that are not for positions: they shape its attention (bidirectional in an image), which
+    transformers does not carry over to packed rows.
     """
     prompts = [encoder.encode(example.problem) for example in examples]
     others = image_inputs(examples, prompts)
     names = {name: value.dtype for prompt in prompts for name, value in prompt.token_inputs.items()}
+    if names and not rope_delta_modules(model):
+        raise ValueError(f"its attention depends on {', '.join(names)}")
     ids, labels, positions, lengths = [], [], [], []
     token_inputs: dict[str, list[Tensor]] = {name: [] for name in names}
     for example, prompt in zip(examples, prompts):
