@@ -249,7 +249,7 @@ class Trainer:
             lengths = [length_of(example, self.encoder.encode(example.problem)) for example in examples]
             ways = []
             if len(examples) > 1:
-                ways.append(f"set train.max_tokens, {self.max_tokens or '0 (no limit)'}, below {sum(lengths)}")
+                ways.append(f"set train.max_tokens ({self.max_tokens or '0, no limit'}) below {sum(lengths)}")
             if not self.gradient_checkpointing:
                 ways.append("set train.gradient_checkpointing=true")
             if self.masters is None:
