@@ -45,10 +45,11 @@ class ImageFeatureCache:
             self._entries.clear()
             self._held, self._epoch = 0, epoch
 
-    def clear(self) -> None:
-        """Give the memory back."""
-        self._entries.clear()
-        self._held = 0
+    def release(self) -> None:
+        """Give the memory back before training, unless what makes features is frozen."""
+        if any(parameter.requires_grad for parameter in tower_parameters(self.model)):
+            self._entries.clear()
+            self._held = 0
 
     @contextmanager
     def prompts(self, prompts: Sequence[EncodedPrompt]) -> Iterator[None]:
@@ -105,14 +106,17 @@ class ImageFeatureCache:
         return self._digests[anchor]
 
 
+def tower_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """All parameters but those of the language model and the output head, where these can be told apart."""
+    behind = [getattr(getattr(model, "model", model), "language_model", None), model.get_output_embeddings()]
+    skipped = {id(p) for module in behind if module is not None for p in module.parameters()}
+    return [p for p in model.parameters() if id(p) not in skipped and p.numel() > 0]
+
+
 def fingerprint(model: nn.Module) -> bytes:
-    """Of all parameters but the language model's: where they are and a sum over their bits, one read of them."""
-    language = getattr(getattr(model, "model", model), "language_model", None)
-    skipped = {id(p) for p in language.parameters()} if language is not None else set()
+    """Of the tower's parameters: where they are and a sum over their bits, one read of them."""
     sums, places = [], []
-    for parameter in model.parameters():
-        if id(parameter) in skipped or parameter.numel() == 0:
-            continue
+    for parameter in tower_parameters(model):
         bits = parameter.detach().contiguous().view(torch.int16).flatten()
         sums.append(bits.sum(dtype=torch.int64))
         places.append(parameter.data_ptr())

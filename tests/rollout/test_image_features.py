@@ -8,6 +8,7 @@ from families import CONFIGS, FixedPrompts, build, prompt
 
 from mstar_engine.models.tiny import build_tiny
 from mstar_engine.rollout.engine import RolloutEngine
+from mstar_engine.rollout.image_features import tower_parameters
 from mstar_engine.types import Problem, SamplingParams
 
 PARAMS = SamplingParams(n=2, temperature=1.0, max_tokens=6, seed=5)
@@ -49,6 +50,7 @@ def test_an_update_of_the_tower_makes_features_stale(processor) -> None:
         for parameter in engine.model.model.language_model.parameters():
             parameter.mul_(1.0)  # the language model's own weights make no features
         engine.model.model.language_model.layers[0].mlp.up_proj.weight.mul_(1.01)
+        engine.model.get_output_embeddings().weight.mul_(1.01)
     draw(engine, 0, 1)
     assert engine.features.misses == 2
     with torch.no_grad():
@@ -73,6 +75,12 @@ def test_the_least_recently_used_go_first(processor) -> None:
     assert (engine.features.hits, engine.features.misses) == (2, 3)
     draw(engine, 1)
     assert engine.features.misses == 4
+    for parameter in tower_parameters(engine.model):
+        parameter.requires_grad_(False)
+    engine.release()  # a frozen tower: the features stay right
+    draw(engine, 1)
+    assert engine.features.misses == 4
+    tower_parameters(engine.model)[0].requires_grad_(True)
     engine.release()
     assert engine.features._held == 0 and not engine.features._entries
 
