@@ -95,6 +95,7 @@ def language_configs(model: PreTrainedModel) -> list[PretrainedConfig]:
     return configs
 
 
+@torch.compiler.disable  # it reads a context variable and calls kernels; a compiled decode step breaks here
 def _attention(
     module: nn.Module,
     query: torch.Tensor,

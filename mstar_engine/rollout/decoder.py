@@ -55,8 +55,10 @@ class Decoder:
         buffers: DecodeBuffers,
         banned_ids: Tensor,
         backend: str,
+        torch_compile: bool = False,
     ) -> None:
         self.model = model
+        self.forward = torch.compile(model) if torch_compile else model
         self.inputs = inputs
         self.cache = cache
         self.buffers = buffers
@@ -99,7 +101,7 @@ class Decoder:
         fed = torch.where(given, rows["token_ids"], drawn).long()
         step = DecodeStep(self.cache, self.buffers.tree(bucket), rows["slots"], rows["positions"], self.backend)
         with attention_step(step):
-            output = self.model(
+            output = self.forward(
                 input_ids=fed[:, None], position_ids=rows["rotary"].long()[:, None], use_cache=False, **self.inputs
             )
         names = ("temperature", "top_k", "top_p", "min_p", "seed", "problem", "sample", "position")

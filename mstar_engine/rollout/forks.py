@@ -210,6 +210,7 @@ def complete(
     was_training = engine.model.training
     engine.model.eval()
     engine.stats = RolloutStats()
+    engine.features.refresh()
     try:
         for first in range(0, len(plans), together):
             batch = []

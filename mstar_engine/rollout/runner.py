@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from mstar_engine.models.attention import attention_step
 from mstar_engine.models.compatibility import forget_rope_deltas, rope_delta_modules
 from mstar_engine.models.prompts import EncodedPrompt
+from mstar_engine.rollout.image_features import ImageFeatureCache
 from mstar_engine.rollout.kv_cache import KVCache
 from mstar_engine.rollout.steps import DecodeStep, ExtendStep, PrefillStep
 from mstar_kernels.paged_kv import copy_blocks
@@ -25,11 +26,14 @@ MAX_PREFILL_BATCH = 16
 class ModelRunner:
     """Executes prefill, extend and decode plans; keeps one rotary offset per group (multi-axis rotary families)."""
 
-    def __init__(self, model: PreTrainedModel, cache: KVCache, plan: Any, backend: str = "auto") -> None:
+    def __init__(
+        self, model: PreTrainedModel, cache: KVCache, plan: Any, backend: str, features: ImageFeatureCache
+    ) -> None:
         self.model = model
         self.cache = cache
         self.plan = plan
         self.backend = backend
+        self.features = features
         self.device = cache.shape.device
         accepted = inspect.signature(model.forward).parameters
         self.last_row_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
@@ -61,9 +65,10 @@ class ModelRunner:
         rows: list[torch.Tensor | None] = [None] * len(prompts)
         for batch in same_shape(prompts):
             slots = torch.cat([self.arrays["slots"][begins[i] : begins[i + 1]] for i in batch]).to(self.device)
-            inputs = stack_inputs([prompts[i] for i in batch], self.device)
+            alike = [prompts[i] for i in batch]
+            inputs = stack_inputs(alike, self.device)
             forget_rope_deltas(self.model)
-            with attention_step(PrefillStep(self.cache, slots)):
+            with attention_step(PrefillStep(self.cache, slots)), self.features.prompts(alike):
                 output = self.model(use_cache=False, **inputs, **self.last_row_only)
             for place, index in enumerate(batch):
                 rows[index] = output.logits[place, -1]

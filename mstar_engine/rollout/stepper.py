@@ -35,7 +35,7 @@ class Stepper:
         self.scheduler = scheduler
         self.plan = scheduler.plan
         self.live = live
-        self.runner = ModelRunner(engine.model, cache, self.plan, engine.backend)
+        self.runner = ModelRunner(engine.model, cache, self.plan, engine.backend, engine.features)
         self.decoder = engine.decoder_for(self.plan, cache, self.runner.last_row_only)
         self._ahead: tuple[Drawn, np.ndarray] | None = None
 

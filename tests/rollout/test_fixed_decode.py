@@ -134,6 +134,13 @@ def test_a_captured_step_is_dropped_when_the_weights_move(processor) -> None:
     assert engine._decoder is None
 
 
+@pytest.mark.slow
+def test_a_compiled_step_draws_the_same(processor) -> None:
+    options = {"stops": (), "max_rows": 35}
+    compiled = drawn("llava", processor, "fixed", torch_compile=True, **options)
+    assert_same(compiled, drawn("llava", processor, "eager", **options))
+
+
 # ---- buffers
 
 
