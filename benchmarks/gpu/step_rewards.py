@@ -1,4 +1,4 @@
-"""`step_rewards` on the hidden states of 4,096 responses of 8 steps, against torch with the label rows and with the head.
+"""`step_rewards` on 4,096 responses of 8 steps, against torch with the label rows and with the whole output head.
 
 The goal is held by the kernels' two launches. Beside them stands the whole call, which reads the indices back to the
 host to check them before any work, and the scores to refuse what is not finite after it: once a scored batch. The
@@ -35,10 +35,8 @@ def rows(bench: Bench) -> Iterator[SuiteRow | Skipped]:
     head[:2] = sets[0][1]
 
     def peer(name: str, weight: Tensor) -> Rotation:
-        calls = [
-            lambda h=hidden, p=positions.long(): in_torch(h, weight, (0, 1), p, lengths)
-            for hidden, _, positions, _ in sets
-        ]
+        inputs = [(hidden, positions.long()) for hidden, _, positions, _ in sets]
+        calls = [lambda h=h, p=p: in_torch(h, weight, (0, 1), p, lengths) for h, p in inputs]
         return Rotation(name, tuple(calls))
 
     label_rows, whole = "torch gather, label rows", f"torch gather, {vocabulary} logits"
