@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from mstar_engine.models.attention import language_configs
 from mstar_engine.models.compatibility import forget_rope_deltas, probe, special_image_ids
+from mstar_engine.models.memory import give_back
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.rollout.decode_buffers import DecodeBuffers
 from mstar_engine.rollout.decoder import Decoder
@@ -196,6 +197,7 @@ class RolloutEngine:
         call allocates anew."""
         self._cache = self._decoder = None
         self.features.clear()
+        give_back(self.shape.device)
 
     def decoder_for(self, plan: Any, cache: KVCache, inputs: dict[str, Any]) -> Decoder | None:
         """The decoder of a wave's plans: the kept one where it fits. None: decode steps have the shapes they have."""
