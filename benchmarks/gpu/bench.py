@@ -135,7 +135,8 @@ class Bench:
         ratio = ours_value / peer_value if more_is_better else peer_value / ours_value
         row = make_row(what, ours, peer, ours_value, peer_value, unit, ratio, floor)
         judged = {} if goal is None else {"goal": str(goal), "met": goal.met(ratio), "verdict": goal.verdict(ratio)}
-        return SuiteRow(**asdict(row) | judged, part=self.part, note=note)
+        again = {"command": f"python -m benchmarks.gpu_suite --only {self.part}"}
+        return SuiteRow(**asdict(row) | judged | again, part=self.part, note=note)
 
     def missing(self, what: str, package: str | None) -> Skipped | None:
         """The entry for a peer that cannot be measured here; None when it can."""
@@ -149,7 +150,7 @@ class Bench:
         return None
 
 
-def failed(what: str, peer: str, error: Exception) -> Skipped:
-    """The entry for a peer that raised."""
+def failed(what: str, peer: str, error: Exception, ours: str = "") -> Skipped:
+    """The entry for a peer that raised; `ours` says what ours did where no other row does."""
     lines = str(error).strip().splitlines() or [""]
-    return Skipped(what, peer, f"failed: {type(error).__name__}: {lines[0]}")
+    return Skipped(what, peer, f"failed: {type(error).__name__}: {lines[0]}" + (f"; ours: {ours}" if ours else ""))

@@ -7,50 +7,19 @@ count the tokens up to the stop. Encoded prompts lie on the host, as a processor
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
-from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.gpu.qwen import FIRST_TEXT_ID, ImagePrompts, problems
+from benchmarks.gpu.qwen import ImagePrompts, problems
+from benchmarks.gpu.sizes import Rollout, stop_ids
+from benchmarks.gpu.timing import Timing, summary
 from benchmarks.harness import timed
 from mstar_engine.rollout.engine import RolloutEngine
 from mstar_engine.rollout.runner import stack_inputs
 from mstar_engine.types import SamplingParams
-
-
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """`groups` prompts of `prompt` tokens, `samples` responses each; one token in `mean` of the vocabulary ends one.
-
-    `short` and `long` are the lengths, without stops, of the two runs that a step's time is read from.
-    """
-
-    groups: int
-    samples: int
-    prompt: int
-    max_tokens: int
-    mean: int
-    short: int
-    long: int
-
-    @property
-    def name(self) -> str:
-        """How the table names it."""
-        return f"{self.groups}x{self.samples} rows, prompt {self.prompt}, responses to {self.max_tokens}"
-
-    @property
-    def expected_length(self) -> float:
-        """Mean length of a response whose every token ends it with odds of 1 in `mean`."""
-        return self.mean * (1 - math.exp(-self.max_tokens / self.mean))
-
-
-FULL = Rollout(16, 16, 1500, 512, 500, short=64, long=320)
-"""Mean length 320, the middle of 128 to 512."""
-TINY = Rollout(2, 2, 24, 12, 8, short=2, long=6)
 
 
 class Generation:
@@ -65,8 +34,7 @@ class Generation:
             prompts.encode(problem)  # made before anything is timed
         rows = rollout.groups * rollout.samples
         self.engine = RolloutEngine(model, prompts, max_rows=rows, image_cache_memory=0)
-        count = max(1, prompts.sizes.vocabulary // rollout.mean)
-        self.stop_ids = tuple(range(FIRST_TEXT_ID, FIRST_TEXT_ID + count))
+        self.stop_ids = stop_ids(prompts.sizes, rollout)
         self.produced = 0
 
     def ours(self) -> None:
@@ -96,15 +64,15 @@ class Generation:
         )
         self.produced = int((output[:, self.rollout.prompt :] != pad).sum())
 
-    def step_seconds(self, repeats: int) -> float:
-        """Seconds of a decode step with all rows live: two runs that differ in length alone, the median difference."""
+    def step_time(self, repeats: int) -> Timing:
+        """A decode step with all rows live: the difference of two runs that differ in length alone."""
         short, long = self.rollout.short, self.rollout.long
         self.run_engine(long)  # takes the larger cache, captures every shape
         differences = []
         for _ in range(repeats):
             seconds = [timed(lambda tokens=tokens: self.run_engine(tokens)) for tokens in (short, long)]
             differences.append((seconds[1] - seconds[0]) / (long - short))
-        return statistics.median(differences)
+        return summary(differences, "clock")
 
     def ours_rate(self, repeats: int) -> tuple[float, float]:
         """Tokens per second of the engine, the median, and the seconds of the first run, which captures the graphs."""

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.bench import Bench, failed
-from benchmarks.gpu.qwen import FIRST_TEXT_ID, QWEN_3B, ImagePrompts, build_model, problems
-from benchmarks.gpu.qwen import TINY as TINY_MODEL
+from benchmarks.gpu.qwen import ImagePrompts, build_model, problems
+from benchmarks.gpu.sizes import FIRST_TEXT_ID, QWEN_3B, TINY_MODEL
 from benchmarks.gpu.suite_row import Skipped, SuiteRow
 from benchmarks.harness import Side, median_seconds
 from benchmarks.largest_tensor import largest_mib
@@ -57,10 +57,10 @@ def rows(bench: Bench) -> Iterator[SuiteRow | Skipped]:
     sizes, batch = bench.sized((QWEN_3B, FULL), (TINY_MODEL, TINY))
     model = build_model(sizes, bench.device)
     encoder = ImagePrompts(sizes, batch.prompt)
-    generator = np.random.default_rng(0)
+    shape = (batch.examples, batch.response)
+    responses = np.random.default_rng(0).integers(FIRST_TEXT_ID, sizes.image_id, shape).astype(np.int32)
     examples = [
-        TrainingExample(problem, generator.integers(FIRST_TEXT_ID, sizes.image_id, batch.response).astype(np.int32))
-        for problem in problems(batch.examples)
+        TrainingExample(problem=problem, response_ids=ids) for problem, ids in zip(problems(batch.examples), responses)
     ]
     trainer = Trainer(
         model,
@@ -83,13 +83,15 @@ def rows(bench: Bench) -> Iterator[SuiteRow | Skipped]:
     name = "Trainer, logits by parts" if missing is not None else "Trainer, Liger's loss"
     tokens = batch.examples * (batch.prompt + batch.response)
     sides = [Side(name, lambda: step(ours)), Side("all logits", lambda: step(peer))]
+    repeats = bench.sized(3, 1)
+    (alone,) = median_seconds(sides[:1], repeats)
+    mib = [_memory(bench, sides[0])]
     try:
-        seconds = median_seconds(sides, repeats=bench.sized(3, 1))
-        mib = [_memory(bench, side) for side in sides]
+        rates = [tokens / seconds for seconds in median_seconds(sides, repeats)]
+        mib.append(_memory(bench, sides[1]))
     except torch.OutOfMemoryError as error:
-        yield failed(what, "all logits", error)
+        yield failed(what, "all logits", error, f"{tokens / alone:.0f} tokens/s, {mib[0]:.0f} MiB above what is held")
         return
-    rates = [tokens / one for one in seconds]
     yield bench.values(what, name, "all logits", *rates, "tokens/s", more_is_better=True)
     kind = "peak of a step" if bench.device.type == "cuda" else "largest tensor of a step"
     yield bench.values(f"{what}: {kind}", name, "all logits", *mib, "MiB")

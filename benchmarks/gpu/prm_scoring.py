@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.floors import computed_share
 from benchmarks.gpu.goals import Goal
-from benchmarks.gpu.qwen import FIRST_TEXT_ID, QWEN_3B, ImagePrompts, build_model, problems
-from benchmarks.gpu.qwen import TINY as TINY_MODEL
+from benchmarks.gpu.qwen import ImagePrompts, build_model, problems
+from benchmarks.gpu.sizes import FIRST_TEXT_ID, QWEN_3B, TINY_MODEL
 from benchmarks.gpu.suite_row import Skipped, SuiteRow
 from benchmarks.harness import Side, median_seconds
 from mstar_engine.reward.forms import FORMS
@@ -40,6 +40,8 @@ class Scoring:
     steps: int
 
 
+MOST_APART = {"cpu": 1e-4, "cuda": 0.15}
+"""Between the scores, of either side: bfloat16 in another order of summation, layer upon layer, on the device."""
 FULL, TINY = Scoring(16, 16, 1500, 500, 10), Scoring(2, 2, 24, 6, 2)
 
 
@@ -94,13 +96,15 @@ def rows(bench: Bench) -> Iterator[SuiteRow | Skipped]:
     sizes, scoring = bench.sized((QWEN_3B, FULL), (TINY_MODEL, TINY))
     work = Work(build_model(sizes, bench.device), ImagePrompts(sizes, scoring.prompt), scoring)
     sides = [Side("ProcessRewardModel", work.ours), Side("a forward per response", work.peer)]
-    tolerance = 3e-2 if bench.device.type == "cuda" else 1e-4  # bfloat16, two orders of summation
-    np.testing.assert_allclose(work.ours(), work.peer(), atol=tolerance)
+    apart = float(np.abs(work.ours() - work.peer()).max())
+    allowed = MOST_APART[bench.device.type]
+    assert apart <= allowed, f"the scores are {apart:.3g} apart; allowed: {allowed}"
     ours, peer = median_seconds(sides, repeats=bench.sized(2, 1))
     share = computed_share(scoring.samples, scoring.prompt, scoring.response)
     yield bench.values(
         f"step scores, {scoring.groups}x{scoring.samples} responses, {scoring.prompt}+{scoring.response}",
         sides[0].name, sides[1].name, ours, peer, "s", floor=peer * share, goal=Goal(least_ratio=3.0),
+        note=f"scores at most {apart:.2g} apart",
     )  # fmt: skip
 
 

@@ -1,71 +1,19 @@
-"""Qwen2.5-VL as its published sizes have it, with random weights made on the device, and image prompts for it.
+"""Qwen2.5-VL models with random weights made on the device, and image prompts for them.
 
 Nothing is downloaded. Speed does not depend on what the weights are, only lengths do: logits of random weights are
-nearly flat, so a response ends at one of a set of stop tokens with about the set's share of the vocabulary. The vision
-tower has fewer layers than the published 32, which helps the peers that encode an image once a response.
+nearly flat, so a response ends at one of a set of stop tokens with about the set's share of the vocabulary.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
+from benchmarks.gpu.sizes import FIRST_TEXT_ID, Sizes
 from mstar_engine.models.prompts import EncodedPrompt, PromptEncoder
 from mstar_engine.models.tiny import build_tiny
 from mstar_engine.types import Problem
-
-FIRST_TEXT_ID = 64
-"""Random text begins here: lower ids are the tokenizer's special ones."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """The text model, the vision tower, and the patches of an image (four become a token)."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    intermediate: int
-    vocabulary: int
-    tied: bool
-    rotary: tuple[int, int, int] = (16, 24, 24)
-    patches: tuple[int, int] = (64, 64)
-    vision: dict[str, object] = field(
-        default_factory=lambda: dict(
-            depth=4, hidden_size=1280, intermediate_size=3420, num_heads=16, patch_size=14, window_size=112,
-            fullatt_block_indexes=[3],
-        )
-    )  # fmt: skip
-
-    @property
-    def head_dim(self) -> int:
-        """Size of an attention head."""
-        return self.hidden // self.heads
-
-    @property
-    def image_tokens(self) -> int:
-        """Tokens of an image."""
-        return self.patches[0] * self.patches[1] // 4
-
-    @property
-    def image_id(self) -> int:
-        """The token that stands for a part of an image: the last but three; behind it video, and the two brackets."""
-        return self.vocabulary - 4
-
-
-QWEN_3B = Sizes(2048, 36, 16, 2, 11_008, 151_936, tied=True)
-QWEN_7B = Sizes(3584, 28, 28, 4, 18_944, 152_064, tied=False)
-TINY = Sizes(
-    64, 2, 4, 2, 128, 512, tied=True, rotary=(2, 3, 3), patches=(4, 6),
-    vision=dict(
-        depth=2, hidden_size=32, intermediate_size=64, num_heads=2, patch_size=4, window_size=16,
-        fullatt_block_indexes=[1],
-    ),
-)  # fmt: skip
 
 
 def config(sizes: Sizes) -> PretrainedConfig:

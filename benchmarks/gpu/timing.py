@@ -88,7 +88,7 @@ class Timer:
         for _ in range(self.turns):
             for side, count, seconds in zip(sides, loops, measured):
                 seconds.append(self._elapsed(side, count) / (count * side.count))
-        return [_timing(seconds, side.how) for seconds, side in zip(measured, sides)]
+        return [summary(seconds, side.how) for seconds, side in zip(measured, sides)]
 
     def _elapsed(self, side: Prepared, loops: int) -> float:
         if self.device.type != "cuda":
@@ -106,7 +106,8 @@ class Timer:
         return begin.elapsed_time(end) * 1e-3
 
 
-def _timing(seconds: list[float], how: str) -> Timing:
+def summary(seconds: list[float], how: str) -> Timing:
+    """Median and spread of some measurements."""
     median = statistics.median(seconds)
     low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else (median,) * 3
     return Timing(median, (high - low) / median, how)
