@@ -47,7 +47,9 @@ def rows(bench: Bench) -> Iterator[SuiteRow | Skipped]:
     if bench.device.type == "cuda":
         ours = Rotation("step_rewards, launches", tuple(_launch(one) for one in sets))
         yield from bench.compare(what, ours, peers, least_bytes=floor_bytes, most_floors=2.0)
-    ours = Rotation("step_rewards with its checks", tuple(lambda one=one: step_rewards(*one) for one in sets))
+    ours = Rotation(
+        "step_rewards with its checks", tuple(lambda one=one: step_rewards(*one) for one in sets), waits=True
+    )
     yield from bench.compare(what, ours, peers[:1], least_bytes=floor_bytes)
     ours_mib, peer_mib = (largest_mib(call) for call in (ours.calls[0], peer(whole, head).calls[0]))
     yield bench.values(f"{what}: largest tensor", "step_rewards", whole, ours_mib, peer_mib, "MiB")

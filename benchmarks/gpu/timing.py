@@ -23,10 +23,14 @@ LEAST_SECONDS = 2e-3
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """One side: a name for the table, and the same work once for each of several input sets."""
+    """One side: a name for the table, and the same work once for each of several input sets.
+
+    `waits`: a call waits for the device, so it cannot be captured.
+    """
 
     name: str
     calls: tuple[Callable[[], object], ...]
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +75,14 @@ class Timer:
                 run()
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
+        if side.waits:
+            return Prepared(run, len(side.calls), "events")
+        before, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
                 run()
         except Exception:  # libraries raise many types here; what cannot be captured is timed as issued
+            torch.cuda.set_stream(before)  # a capture that fails leaves its own stream current
             torch.cuda.synchronize()
             return Prepared(run, len(side.calls), "events")
         graph.replay()

@@ -49,8 +49,10 @@ def _shape(bench: Bench, name: str, shape: Shape) -> Iterator[SuiteRow | Skipped
     scale = shape.head_dim**-0.5
 
     def attention(of: Tree, name: str) -> Rotation:
+        plan = planned(of, q, k_cache)
+
         def call(k: Tensor, v: Tensor) -> Tensor:
-            return tree_attention(q, k, v, of, positions, scale=scale, checked=True)
+            return tree_attention(q, k, v, of, positions, scale=scale, checked=True, **plan)
 
         return Rotation(name, tuple(lambda k=k, v=v: call(k, v) for k, v in caches))
 
@@ -77,6 +79,23 @@ def _shape(bench: Bench, name: str, shape: Shape) -> Iterator[SuiteRow | Skipped
         least_bytes=layer_kv_bytes(tokens, shape.kv_heads, shape.head_dim, shape.dtype.itemsize),
         most_floors=1.6,
     )
+
+
+def planned(tree: Tree, q: Tensor, k_cache: Tensor) -> dict[str, object]:
+    """What an engine prepares on a GPU once a step, for all layers: the work list, and memory for partial results."""
+    if q.device.type != "cuda":
+        return {}
+    from mstar_kernels.attention_work import planned_work, workspace_size
+    from mstar_kernels.tree_attention_tiles import tiling_of
+
+    heads, head_dim = q.shape[1:]
+    tiling = tiling_of(
+        heads=heads, kv_heads=k_cache.shape[1], head_dim=head_dim, q_dtype=q.dtype, kv_dtype=k_cache.dtype,
+        device=q.device,
+    )  # fmt: skip
+    work = planned_work(tree, tiling, rows=len(q), block_size=k_cache.shape[2])
+    partial = torch.empty(workspace_size(work, heads, head_dim), dtype=torch.float32, device=q.device)
+    return {"work": work, "workspace": partial}
 
 
 def without_sharing(tree: Tree, shape: Shape) -> Tree:
