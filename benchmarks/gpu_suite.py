@@ -37,7 +37,8 @@ SUBJECTS = (
     Subject("decode_3b", "benchmarks.gpu.decode", 130),
     Subject("prm_scoring", "benchmarks.gpu.prm_scoring", 80),
     Subject("improve", "benchmarks.gpu.improve", 60),
-    Subject("engines", "benchmarks.gpu.engines", 300),
+    Subject("vllm", "benchmarks.gpu.engines", 300),
+    Subject("sglang", "benchmarks.gpu.engines", 300),
 )
 
 

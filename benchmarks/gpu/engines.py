@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.bench import Bench, failed
+from benchmarks.gpu.bench import PACKAGES, Bench, failed
 from benchmarks.gpu.goals import Goal
 from benchmarks.gpu.sizes import FIRST_TEXT_ID, QWEN_7B, ROLLOUT, TINY_MODEL, TINY_ROLLOUT, Rollout, Sizes, stop_ids
 from benchmarks.gpu.suite_row import Skipped, SuiteRow
@@ -27,28 +27,25 @@ Generate = Callable[[], int]
 
 
 def rows(bench: Bench) -> Iterator[SuiteRow | Skipped]:
-    """Our engine once, if there is anything to stand beside; then each engine."""
-    (name, sizes), rollout = bench.sized(
+    """The engine that the part is named after, and ours before it; nothing where it is not installed."""
+    (model, sizes), rollout = bench.sized(
         (("Qwen2.5-VL-7B", QWEN_7B), ROLLOUT), (("tiny model", TINY_MODEL), TINY_ROLLOUT)
     )
-    what = f"{name} rollout, {rollout.name}"
-    engines = {"vllm": ("vLLM", vllm_generate), "sglang": ("SGLang", sglang_generate)}
-    missing = {package: bench.missing(what, package) for package in engines}
-    yield from (skipped for skipped in missing.values() if skipped is not None)
-    present = [engine for package, engine in engines.items() if missing[package] is None]
-    if not present:
+    what, name = f"{model} rollout, {rollout.name}", PACKAGES[bench.part]
+    skipped = bench.missing(what, bench.part)
+    if skipped is not None:
+        yield skipped
         return
     ours = _ours(bench, sizes, rollout)
-    for name, make in present:
-        try:
-            peer = _rate(make, sizes, rollout)
-        except Exception as error:  # whatever a peer raises is the peer's
-            yield failed(what, name, error)
-            continue
-        yield bench.values(
-            what, "RolloutEngine", name, ours, peer, "tokens/s", more_is_better=True, goal=Goal(least_ratio=1.0),
-            note="the peer has text in place of the image",
-        )  # fmt: skip
+    try:
+        peer = _rate(ENGINES[bench.part], sizes, rollout)
+    except Exception as error:  # whatever a peer raises is the peer's
+        yield failed(what, name, error, f"{ours:.0f} tokens/s")
+        return
+    yield bench.values(
+        what, "RolloutEngine", name, ours, peer, "tokens/s", more_is_better=True, goal=Goal(least_ratio=1.0),
+        note="the peer has text in place of the image",
+    )  # fmt: skip
 
 
 def _ours(bench: Bench, sizes: Sizes, rollout: Rollout) -> float:
@@ -134,3 +131,6 @@ def sglang_generate(folder: str | Path, sizes: Sizes, rollout: Rollout) -> Gener
         return sum(one["meta_info"]["completion_tokens"] for one in found)
 
     return generate
+
+
+ENGINES = {"vllm": vllm_generate, "sglang": sglang_generate}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import decode, improve, step_rewards, tree_attention
+from benchmarks.gpu import decode, engines, improve, step_rewards, tree_attention
 from benchmarks.gpu.bench import Bench, Peer
 from benchmarks.gpu.preparation import gpu_tests, run_step
 from benchmarks.gpu.suite import ROOT, Subject, Suite
@@ -21,9 +21,10 @@ from benchmarks.gpu.suite_row import Skipped, SuiteRow
 from benchmarks.gpu.timing import Rotation, Timer
 from benchmarks.gpu_suite import SUBJECTS, environment
 
-BY_COMMAND = ("sampling", "prm_scoring", "engines")
+BY_COMMAND = ("sampling", "prm_scoring", "vllm")
 OTHERS = {"tree_attention": tree_attention, "step_rewards": step_rewards, "decode_7b": decode, "improve": improve}
-SKIPPED = {"sampling": {"FlashInfer"}, "engines": {"vLLM", "SGLang"}, "prm_scoring": set()}
+OTHERS |= {"sglang": engines}
+SKIPPED = {"sampling": {"FlashInfer"}, "vllm": {"vLLM"}, "sglang": {"SGLang"}, "prm_scoring": set()}
 SKIPPED |= {"tree_attention": {"FlashInfer", "flash-attn"}, "improve": {"Liger"}}
 
 
@@ -44,7 +45,7 @@ def test_subjects_run_and_their_rows_are_written(tmp_path: Path) -> None:
     for name, subject in result["subjects"].items():
         assert subject["outcome"] == "finished"
         assert all(row["part"] == name and row["ours_value"] > 0 and row["ratio"] > 0 for row in subject["rows"])
-        assert bool(subject["rows"]) == (name != "engines")
+        assert bool(subject["rows"]) == (name != "vllm")
     with_goals = [row for subject in result["subjects"].values() for row in subject["rows"] if row["goal"]]
     assert all(row["verdict"].startswith("met" if row["met"] else "missed by ") for row in with_goals)
     for name, subject in result["subjects"].items():
@@ -61,7 +62,7 @@ def test_the_other_subjects(part: str) -> None:
     device = torch.device("cpu")
     found = list(OTHERS[part].rows(Bench(part, device, True, 1e10, Timer(device, 2))))
     rows = [one for one in found if isinstance(one, SuiteRow)]
-    assert rows
+    assert bool(rows) == (part != "sglang")
     assert all(row.ours_value > 0 and row.peer_value > 0 and row.part == part for row in rows)
     assert {one.peer for one in found if isinstance(one, Skipped)} == SKIPPED.get(part, set())
 
