@@ -29,7 +29,7 @@ def rows(bench: Bench) -> Iterator[SuiteRow | Skipped]:
     """Launches and call against the floor and both peers, then memory."""
     shape, vocabulary = bench.sized(SIZES, TINY)
     floor_bytes = hidden_bytes(shape.steps, shape.dim, shape.dtype.itemsize)
-    sets: list[Arguments] = [build(shape) for _ in range(input_sets(floor_bytes, bench.device))]
+    sets: list[Arguments] = [build(shape, bench.device) for _ in range(input_sets(floor_bytes, bench.device))]
     lengths = sets[0][3].diff().long()
     head = torch.randn(vocabulary, shape.dim, device=bench.device, dtype=shape.dtype) * shape.dim**-0.5
     head[:2] = sets[0][1]
