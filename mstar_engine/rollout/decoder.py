@@ -131,11 +131,12 @@ class Decoder:
                 run()
                 self.drawn.copy_(drawn)
         torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph, pool=self._pool):
                 run()
         except RuntimeError as error:
+            torch.cuda.set_stream(current)  # a failed capture leaves its own
             first_line = str(error).splitlines()[0]
             warnings.warn(
                 f"rollout: {type(self.model).__name__} decodes without CUDA graphs: {first_line}", stacklevel=2
