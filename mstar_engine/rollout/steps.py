@@ -7,9 +7,8 @@ that a preempted row had already drawn. Decode feeds one token a row and runs th
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
-from mstar_engine.models.attention import LayerCall, causal_tail, plain_attention
+from mstar_engine.models.attention import LayerCall, causal_tail, masked_attention, plain_attention
 from mstar_engine.rollout.kv_cache import KVCache
 from mstar_kernels.paged_kv import store_kv
 from mstar_kernels.tree_attention import Tree, tree_attention
@@ -87,11 +86,7 @@ class ExtendStep:
             if call.softcap is not None:
                 output[:, begin:end] = plain_attention(query, key, value, mask, call.scale, call.softcap)
             else:
-                grouped = query.shape[1] != key.shape[1]
-                attended = F.scaled_dot_product_attention(
-                    query, key, value, attn_mask=mask, scale=call.scale, enable_gqa=grouped
-                )
-                output[:, begin:end] = attended.transpose(1, 2)
+                output[:, begin:end] = masked_attention(query, key, value, mask, call.scale).transpose(1, 2)
         return output
 
 
