@@ -54,7 +54,7 @@ class Cuts {
       if (cut.tiles == 0) continue;
       const std::int64_t length = nodes.length[m], near = limit[cut.kind];
       const std::int64_t wanted = std::max<std::int64_t>(1, (2 * length + near) / (2 * near));  // to the nearest
-      cut.step = static_cast<std::int32_t>(divide_up(divide_up(length, wanted), quantum) * quantum);
+      cut.step = static_cast<std::int32_t>(divide_up(length, wanted * quantum) * quantum);
       cut.pieces = static_cast<std::int32_t>(divide_up(length, cut.step));
       items_[cut.kind] += static_cast<std::int64_t>(cut.tiles) * cut.pieces;
       slots_ += static_cast<std::int64_t>(nodes.row_end[m] - nodes.row_begin[m]) * cut.pieces;

@@ -1,9 +1,9 @@
 """The work list of `tree_attention` on a GPU: a step's nodes cut into items, planned on the host once for all layers.
 
-A CUDA graph fixes how many programs run, so what they do is read from arrays. An item is a tile of rows below a node and
-a piece of the node's keys; it leaves a partial result, in a slot, for each of its rows, and merging adds up the slots
-of a row. How a node's keys are cut depends on all nodes of the step, so on CUDA the other rows of a batch can change a
-row's last bits, by no more than rounding in float32.
+A CUDA graph fixes how many programs run, so what they do is read from arrays. An item is a tile of rows below a node
+and a piece of the node's keys; it leaves a partial result, in a slot, for each of its rows, and merging adds up the
+slots of a row. How a node's keys are cut depends on all nodes of the step, so on CUDA the other rows of a batch can
+change a row's last bits, by no more than rounding.
 
 One int32 allocation holds everything, so that a step's list goes to the device in one copy. csrc/rollout/
 attention_work.h says how nodes are cut; `attention_work_reference` is the same in Python.

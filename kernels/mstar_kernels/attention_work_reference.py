@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def plan_attention_work(tree: Tree, work: AttentionWork, *, tables: int, max_length: int) -> None:
-    """See `mstar_kernels.attention_work.plan_attention_work`; `tables` and `max_length` bound node_table, node_length."""
+    """See `mstar_kernels.attention_work.plan_attention_work`; `tables`, `max_length` bound node_table, node_length."""
     tiling, rows = work.tiling, len(work.row_slots) - 1
     columns = (tree.node_row_begin, tree.node_row_end, tree.node_table, tree.node_length, tree.node_start)
     nodes = list(zip(*(column.tolist() for column in columns)))
@@ -33,7 +33,7 @@ def plan_attention_work(tree: Tree, work: AttentionWork, *, tables: int, max_len
         programs = tiling.narrow_programs if is_narrow[m] else tiling.wide_programs
         near = max(tiling.quantum, -(-total // programs))
         pieces = max(1, (2 * length + near) // (2 * near))
-        step = -(-(-(-length // pieces)) // tiling.quantum) * tiling.quantum
+        step = -(-length // (pieces * tiling.quantum)) * tiling.quantum
         for key in range(0, length, step):
             for row in range(begin, end, tile_rows[m]):
                 row_end = min(row + tile_rows[m], end)
