@@ -151,8 +151,8 @@ num_copies; token_begin by num_groups + 1). The views stay valid as long as they
 #undef MSTAR_COUNT
   for (const char* name :
        {"row_ids", "row_groups", "logit_rows", "seed", "problem", "sample", "position", "temperature", "top_k", "top_p",
-        "min_p", "token_ids", "positions", "slots", "token_rows", "node_row_begin", "node_row_end", "node_table", "node_length",
-        "node_start", "block_table", "copy_src", "copy_dst", "group_ids", "token_begin"})
+        "min_p", "token_ids", "positions", "slots", "token_rows", "node_row_begin", "node_row_end", "node_table",
+        "node_length", "node_start", "block_table", "copy_src", "copy_dst", "group_ids", "token_begin"})
     plan.def_property_readonly(name, [name](const PlanView& view) { return py::object(view.arrays[name]); });
 
   py::class_<SchedulerView>(m, "Scheduler", "Plans the steps of a rollout over a tree of shared prefixes.")

@@ -81,9 +81,19 @@ class AttentionWork:
         pin_memory: bool = False,
     ) -> AttentionWork:
         """An empty list (every count is 0), to be planned into or copied to. `work_capacity` says what is enough."""
-        sizes = [COUNTS, items * FIELDS, slots, rows + 1]
-        data = torch.zeros(sum(sizes), dtype=torch.int32, device=device, pin_memory=pin_memory)
-        counts, flat_items, slot_list, row_slots = data.split(sizes)
+        size = cls.size(rows=rows, items=items, slots=slots)
+        data = torch.zeros(size, dtype=torch.int32, device=device, pin_memory=pin_memory)
+        return cls.over(data, tiling, rows=rows, items=items, slots=slots)
+
+    @staticmethod
+    def size(*, rows: int, items: int, slots: int) -> int:
+        """int32 that a list of this capacity takes."""
+        return COUNTS + items * FIELDS + slots + rows + 1
+
+    @classmethod
+    def over(cls, data: Tensor, tiling: Tiling, *, rows: int, items: int, slots: int) -> AttentionWork:
+        """The list that `data` int32 [size] holds, which begins at a multiple of 32 bytes."""
+        counts, flat_items, slot_list, row_slots = data.split([COUNTS, items * FIELDS, slots, rows + 1])
         return cls(tiling, data, counts[:3], flat_items.view(items, FIELDS), row_slots, slot_list)
 
     def to(self, device: torch.device | str) -> AttentionWork:

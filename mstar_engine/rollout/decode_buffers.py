@@ -7,13 +7,14 @@ double: a step planned ahead is written while the transfer of the step before it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mstar_kernels.attention_work import AttentionWork, Tiling, plan_attention_work, work_capacity
 from mstar_kernels.tree_attention import Tree
 
 INT, FLOAT, LONG = torch.int32, torch.float32, torch.int64
@@ -27,6 +28,8 @@ PADDING = {"token_rows": -1, "slots": -1, "top_p": 1.0}
 SIDES = 2
 ALIGNMENT = 32
 """Elements of 4 bytes: every array begins at a multiple of 128 bytes."""
+MOST_DEPTH = 64
+"""Nodes above a row where stems are held: as many steps of a stem can be forked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +42,21 @@ class Bucket:
 
 
 class DecodeBuffers:
-    """Buffers for decode plans of at most these rows and nodes, and this many blocks of `block_size` tokens a node."""
+    """Buffers for decode plans of at most these rows and nodes, and this many blocks of `block_size` tokens a node.
 
-    def __init__(self, max_rows: int, max_nodes: int, table_width: int, block_size: int, device: torch.device) -> None:
+    `tiling`: of the Triton form of tree attention, whose work list `work` is planned and sent with the plan. None:
+    another form, and no list.
+    """
+
+    def __init__(
+        self,
+        max_rows: int,
+        max_nodes: int,
+        table_width: int,
+        block_size: int,
+        device: torch.device,
+        tiling: Tiling | None = None,
+    ) -> None:
         self.block_size = block_size
         self.max_rows, self.max_nodes, self.table_width = max_rows, max_nodes, table_width
         sizes = {name: self.max_rows * (2 if dtype is LONG else 1) for name, dtype in ROW_FIELDS.items()}
@@ -50,6 +65,14 @@ class DecodeBuffers:
         for name, size in sizes.items():
             self._begin[name] = end
             end += -(-size // ALIGNMENT) * ALIGNMENT
+        self._capacity: dict[str, int] = {}
+        if tiling is not None:
+            # Held stems make trees deeper than a prompt and its rows.
+            depth = 2 if max_nodes == 2 * max_rows else MOST_DEPTH
+            items, slots = work_capacity(tiling, max_nodes=max_nodes, row_nodes=depth * max_rows)
+            self._capacity = {"rows": max_rows, "items": items, "slots": slots}
+            self._begin["work"] = end
+            end += -(-AttentionWork.size(**self._capacity) // ALIGNMENT) * ALIGNMENT
         self._table_begin = end
         end += self.max_nodes * self.table_width
         self._hosts = [torch.zeros(end, dtype=INT, pin_memory=device.type == "cuda") for _ in range(SIDES)]
@@ -59,6 +82,8 @@ class DecodeBuffers:
             for host in self._hosts
         ]
         self._device = torch.zeros(end, dtype=INT, device=device)
+        self._works = [self._work(host, tiling) for host in self._hosts]
+        self.work = self._work(self._device, tiling)
 
     def send(self, plan: Any, side: int, rotary: np.ndarray) -> Bucket:
         """Write a decode plan into host side `side`, start its transfer, and say what it was padded to.
@@ -79,6 +104,9 @@ class DecodeBuffers:
         begin, end = self._table_begin, self._table_begin + bucket.nodes * bucket.columns
         table = self._hosts[side][begin:end].numpy().reshape(bucket.nodes, bucket.columns)
         np.take(plan.block_table[:, : bucket.columns], plan.node_table[:nodes], axis=0, out=table[:nodes], mode="clip")
+        if self._works[side] is not None:
+            tree = self._tree(self._hosts[side], replace(bucket, nodes=nodes))
+            plan_attention_work(tree, self._works[side], block_size=self.block_size)
         self._device[:end].copy_(self._hosts[side][:end], non_blocking=True)
         return bucket
 
@@ -88,12 +116,7 @@ class DecodeBuffers:
 
     def tree(self, bucket: Bucket) -> Tree:
         """The nodes on the device. The block table has a row a node, in their order."""
-        begin, size = self._table_begin, bucket.nodes * bucket.columns
-        return Tree(
-            **{name: self._ints(self._device, name, bucket.nodes) for name in NODE_FIELDS},
-            node_table=torch.arange(bucket.nodes, dtype=INT, device=self._device.device),
-            block_table=self._device[begin : begin + size].view(bucket.nodes, bucket.columns),
-        )
+        return self._tree(self._device, bucket)
 
     def host_rows(self, side: int) -> dict[str, np.ndarray]:
         """The row arrays of the plan last written into a side: to name a row in an error."""
@@ -105,6 +128,20 @@ class DecodeBuffers:
         columns = min(power_of_2(-(-longest // self.block_size)), self.table_width)
         # Without held stems there is at most one shared node a row.
         return Bucket(padded, 2 * padded if nodes <= 2 * padded else self.max_nodes, columns)
+
+    def _tree(self, buffer: Tensor, bucket: Bucket) -> Tree:
+        begin, size = self._table_begin, bucket.nodes * bucket.columns
+        return Tree(
+            **{name: self._ints(buffer, name, bucket.nodes) for name in NODE_FIELDS},
+            node_table=torch.arange(bucket.nodes, dtype=INT, device=buffer.device),
+            block_table=buffer[begin : begin + size].view(bucket.nodes, bucket.columns),
+        )
+
+    def _work(self, buffer: Tensor, tiling: Tiling | None) -> AttentionWork | None:
+        if tiling is None:
+            return None
+        data = self._ints(buffer, "work", AttentionWork.size(**self._capacity))
+        return AttentionWork.over(data, tiling, **self._capacity)
 
     def _ints(self, buffer: Tensor, name: str, count: int) -> Tensor:
         return buffer[self._begin[name] : self._begin[name] + count]

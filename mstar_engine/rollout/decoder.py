@@ -20,7 +20,11 @@ from mstar_engine.models.attention import attention_step
 from mstar_engine.rollout.decode_buffers import SIDES, Bucket, DecodeBuffers
 from mstar_engine.rollout.kv_cache import KVCache
 from mstar_engine.rollout.steps import DecodeStep
+from mstar_kernels.attention_work import Tiling, workspace_size
+from mstar_kernels.dispatch import resolve
 from mstar_kernels.sampling import sample_tokens
+from mstar_kernels.tree_attention import AVAILABLE
+from mstar_kernels.tree_attention_tiles import refusal, tiling_of
 
 RECORDS = 4
 WARM_UPS = 2
@@ -64,6 +68,10 @@ class Decoder:
         self.buffers = buffers
         self.backend = backend
         device = cache.shape.device
+        self.workspace: Tensor | None = None
+        if buffers.work is not None:
+            size = workspace_size(buffers.work, query_heads(model), cache.shape.head_dim)
+            self.workspace = torch.empty(size, device=device)
         self.banned_ids = banned_ids.to(device)
         self.logit_rows = torch.arange(buffers.max_rows, dtype=torch.int32, device=device)
         self.drawn = torch.zeros(buffers.max_rows, dtype=torch.int32, device=device)
@@ -99,7 +107,10 @@ class Decoder:
         given = rows["token_rows"] < 0
         drawn = self.drawn[rows["token_rows"].clamp(min=0).long()].clamp(min=0)  # unfit rows end with their step
         fed = torch.where(given, rows["token_ids"], drawn).long()
-        step = DecodeStep(self.cache, self.buffers.tree(bucket), rows["slots"], rows["positions"], self.backend)
+        tree, work = self.buffers.tree(bucket), self.buffers.work
+        step = DecodeStep(
+            self.cache, tree, rows["slots"], rows["positions"], self.backend, work=work, workspace=self.workspace
+        )
         with attention_step(step):
             output = self.forward(
                 input_ids=fed[:, None], position_ids=rows["rotary"].long()[:, None], use_cache=False, **self.inputs
@@ -152,6 +163,26 @@ class Decoder:
             torch.zeros(rows, RECORDS, pin_memory=self.on_cuda),
             torch.cuda.Event() if self.on_cuda else None,
         )
+
+
+def query_heads(model: torch.nn.Module) -> int:
+    """Query heads of a layer of the language model."""
+    return int(model.config.get_text_config(decoder=True).num_attention_heads)
+
+
+def tiling_for(model: torch.nn.Module, cache: KVCache, backend: str) -> Tiling | None:
+    """How the Triton form of tree attention cuts this model's steps; None where another form runs."""
+    shape, heads = cache.shape, query_heads(model)
+    if resolve(backend, shape.device, AVAILABLE) != "triton" or refusal(heads // shape.kv_heads, shape.head_dim):
+        return None
+    return tiling_of(
+        heads=heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        q_dtype=shape.dtype,
+        kv_dtype=shape.dtype,
+        device=shape.device,
+    )
 
 
 def places_of(model: torch.nn.Module, cache: KVCache) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from mstar_engine.models.compatibility import forget_rope_deltas, probe, special
 from mstar_engine.models.memory import give_back
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.rollout.decode_buffers import DecodeBuffers
-from mstar_engine.rollout.decoder import Decoder
+from mstar_engine.rollout.decoder import Decoder, tiling_for
 from mstar_engine.rollout.image_features import ImageFeatureCache
 from mstar_engine.rollout.kv_cache import KVCache, memory_limit
 from mstar_engine.rollout.stats import RolloutStats
@@ -206,7 +206,8 @@ class RolloutEngine:
         sizes = (len(plan.row_ids), *plan.block_table.shape)
         if self._decoder is None or not self._decoder.fits(self.model, cache, *sizes):
             self._decoder = None  # its graphs' memory, before there is a second one
-            buffers = DecodeBuffers(*sizes, self.block_size, self.shape.device)
+            tiling = tiling_for(self.model, cache, self.backend)
+            buffers = DecodeBuffers(*sizes, self.block_size, self.shape.device, tiling)
             self._decoder = Decoder(
                 self.model, inputs, cache, buffers, self.banned_ids, self.backend, self._torch_compile
             )
