@@ -111,11 +111,8 @@ def main() -> None:
         pairs = [one["clean_above_unclean"] for one in (first, last)]
         print(f"{name:<40} {kept:>20} {'' if None in pairs else '{:.2f} to {:.2f}'.format(*pairs):>20}", flush=True)
     if options.json is not None:
-        record = {
-            "runs": found,
-            "date": datetime.date.today().isoformat(),
-            "command": "python -m benchmarks.digits_truth",
-        }
+        command = " ".join(["python -m benchmarks.digits_truth", *map(str, options.runs)])
+        record = {"runs": found, "date": datetime.date.today().isoformat(), "command": command}
         options.json.write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -237,7 +237,13 @@ def run_ablation(
         command = f"python -m mstar_engine.run {' '.join(_command(options, recipe, overrides))}"
         record = {"ablation": options.name, "command": command, **runs.circumstances(), **dataclasses.asdict(table)}
         stamp = f"Device: {record['device']}. Date: {record['date']}. Command: `{command}`"
-        figure = interval_plot(table.figure_rows(), label=table.title, percent=True, standalone=True)
+        figure = interval_plot(
+            table.figure_rows(),
+            label=f"{table.title}; difference in points",
+            standalone=True,
+            width=860,
+            reference="the paper's difference",
+        )
         texts = {
             "json": json.dumps(record, indent=1) + "\n",
             "md": f"{table.markdown()}\n{stamp}\n",

@@ -16,6 +16,7 @@ from typing import Any
 from scipy.stats import t as student
 
 from mstar_engine.presets import Ablation, Preset
+from mstar_engine.report.intervals import IntervalRow
 
 KEYS = {"greedy": ("test", "MathV360K"), "ood_greedy": ("out of distribution", "MathVista")}
 """What is compared: (our problem set, the paper's), within and out of the training distribution."""
@@ -136,15 +137,24 @@ class AblationTable:
             if row.gap and row.gap[key].verdict == "disagrees"
         ]
 
-    def figure_rows(self) -> list[tuple[str, tuple[float, float, float]]]:
-        """(row, (mean, low, high)) on the test problems, as shares, the warm-up first."""
-        named = [("after the warm-up", self.warmup["greedy"])]
-        named += [(row.row, row.mean["greedy"]) for row in self.rows]
-        return [
-            (name, tuple(v / 100 for v in (m.value, m.value if m.low is None else m.low,
-                                           m.value if m.high is None else m.high)))
-            for name, m in named
-        ]  # fmt: skip
+    def figure_rows(self) -> list[IntervalRow]:
+        """Each row minus the reference, in shares, paired over seeds, with the paper's difference to compare with.
+
+        Not the means themselves: seeds differ by more than rows do.
+        """
+        rows = []
+        for key, (here, paper) in KEYS.items():
+            group = f"{here} (the paper: {paper})"
+            for row in self.rows:
+                if not row.gap:
+                    rows.append(IntervalRow(f"{row.row}: reference", (0.0, 0.0, 0.0), group))
+                    continue
+                gap = row.gap[key]
+                value, low, high = gap.ours.value / 100, gap.ours.low, gap.ours.high
+                bounds = (value, value if low is None else low / 100, value if high is None else high / 100)
+                theirs = None if gap.paper is None else gap.paper / 100
+                rows.append(IntervalRow(row.row, bounds, group, reference=theirs))
+        return rows
 
 
 def mean_of(values: Sequence[float]) -> Mean:

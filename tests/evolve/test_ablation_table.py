@@ -1,6 +1,5 @@
 """The table of an ablation: statistics against worked examples, and what it says about the paper."""
 
-import math
 import re
 
 import pytest
@@ -101,12 +100,25 @@ def test_costs_and_pseudo_labels() -> None:
     assert "75.0%" in build_table(ABLATIONS["paper_prompts"], PRESETS, arms).markdown()
 
 
-def test_the_figure_has_every_row_as_shares() -> None:
-    arms = [Arm(preset="top_2", seed=s, summary=summary(60 + s, 30)) for s in range(2)]
+def test_the_figure_shows_paired_differences_as_shares() -> None:
+    """Seeds far apart, rows close together: the intervals are those of the differences."""
+    arms = [Arm(preset="continuous_25", seed=s, summary=summary(40 + 20 * s, 30)) for s in range(2)]
+    arms += [Arm(preset="top_2", seed=s, summary=summary(44.9 + 20.2 * s, 30)) for s in range(2)]
     rows = build_table(SELECTION, PRESETS, arms).figure_rows()
-    assert [label for label, _ in rows] == ["after the warm-up", "Top-2"]
-    mean, low, high = rows[1][1]
-    assert mean == pytest.approx(0.605) and low <= mean <= high and not math.isnan(low)
+    assert [row.label for row in rows] == ["all correct: reference", "Top-2"] * 2
+    assert [row.group for row in rows[1:3]] == [
+        "test (the paper: MathV360K)",
+        "out of distribution (the paper: MathVista)",
+    ]
+    assert rows[0].value == (0.0, 0.0, 0.0) and rows[0].reference is None
+    mean, low, high = rows[1].value
+    assert mean == pytest.approx(0.05) and 0.03 < low < mean < high < 0.07
+    assert rows[1].reference == pytest.approx(0.022) and rows[3].reference == pytest.approx(0.02)
+
+
+def test_a_single_seed_has_a_figure_without_intervals() -> None:
+    arms = [Arm(preset=name, seed=0, summary=summary(50, 30)) for name in ("continuous_25", "top_2")]
+    assert [row.value for row in build_table(SELECTION, PRESETS, arms).figure_rows()] == [(0.0, 0.0, 0.0)] * 4
 
 
 def test_no_finished_arm_is_an_empty_table() -> None:
