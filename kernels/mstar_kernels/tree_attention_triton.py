@@ -45,6 +45,14 @@ LOG2_E = math.log2(math.e)
 
 
 @triton.jit
+def _dot(a, b, sums, WIDEN: tl.constexpr):
+    # Triton's interpreter multiplies the bits of bfloat16 as integers.
+    if WIDEN:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), sums, input_precision="ieee")
+    return tl.dot(a, b, sums, input_precision="ieee")
+
+
+@triton.jit
 def attend_kernel(
     q,
     k_cache,
@@ -75,6 +83,7 @@ def attend_kernel(
     KEYS: tl.constexpr,
     WIDTH: tl.constexpr,
     STAGES: tl.constexpr,
+    WIDEN: tl.constexpr,
 ):
     """Items of one kind, a tile of LANES lanes against KEYS keys at a time. Exponents are of two.
 
@@ -132,7 +141,7 @@ def attend_kernel(
             else:
                 k = tl.load(k_cache + at, mask=is_read, other=0.0)
                 v = tl.load(v_cache + at, mask=is_read, other=0.0)
-            score = tl.dot(q_tile, tl.trans(k.to(q_tile.dtype)), input_precision="ieee") * scale
+            score = _dot(q_tile, tl.trans(k.to(q_tile.dtype)), tl.zeros([LANES, KEYS], tl.float32), WIDEN) * scale
             if HAS_SOFTCAP:
                 score = softcap * (1 - 2 / (tl.exp2(score) + 1))
             is_seen = is_key[None, :]
@@ -145,9 +154,7 @@ def attend_kernel(
             weight = tl.exp2(score - base[:, None])
             shrink = tl.exp2(top - base)
             total = total * shrink[:, None] + weight if KIND == 1 else total * shrink + tl.sum(weight, 1)
-            weighted = tl.dot(
-                weight.to(q_tile.dtype), v.to(q_tile.dtype), weighted * shrink[:, None], input_precision="ieee"
-            )
+            weighted = _dot(weight.to(q_tile.dtype), v.to(q_tile.dtype), weighted * shrink[:, None], WIDEN)
             top = new_top
 
         if KIND == 1:
@@ -247,7 +254,7 @@ def launch(
             exponent, (softcap or 0.0) * LOG2_E, min(sliding_window or 0, 2**31 - 1),
             KIND=kind, FIELDS=FIELDS, GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=block_size,
             HAS_SOFTCAP=softcap is not None, HAS_WINDOW=sliding_window is not None,
-            LANES=tile.lanes, KEYS=tile.keys, WIDTH=width, STAGES=tile.stages,
+            LANES=tile.lanes, KEYS=tile.keys, WIDTH=width, STAGES=tile.stages, WIDEN=not q.is_cuda,
             num_warps=tile.warps, enable_fp_fusion=True,
         )  # fmt: skip
 

@@ -34,7 +34,7 @@ def variants() -> list[Variant]:
         for kind, tile in [(module.NARROW, narrow), (module.WIDE, wide)]:
             constants = shape | {"KIND": kind, "FIELDS": module.FIELDS, "BLOCK_SIZE": 16}
             constants |= {"HAS_SOFTCAP": has_options, "HAS_WINDOW": has_options}
-            constants |= {"LANES": tile.lanes, "KEYS": tile.keys, "STAGES": tile.stages}
+            constants |= {"LANES": tile.lanes, "KEYS": tile.keys, "STAGES": tile.stages, "WIDEN": False}
             found.append(
                 Variant(
                     module.attend_kernel,
