@@ -149,8 +149,8 @@ class ModelRunner:
         count = self.plan.num_copies
         if count:
             src, dst = (self.arrays[name][:count].to(self.device) for name in ("copy_src", "copy_dst"))
-            for keys, values in zip(self.cache.keys, self.cache.values):
-                copy_blocks(keys, values, src, dst)
+            keys, values = self.cache.storage[:, 0], self.cache.storage[:, 1]
+            copy_blocks(keys, values, src, dst, checked=True)
 
     def _context_slots(self, row: int, length: int) -> torch.Tensor:
         """Slots of the first `length` tokens of an extended row, int64 [length], read off its nodes."""
