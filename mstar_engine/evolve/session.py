@@ -109,6 +109,7 @@ def dry_run(config: RunConfig) -> int:
             config.model.model_name_or_path,
             dtype=config.dtype,
             attn_implementation=config.model.attn_implementation,
+            device=device_of(config.model.device),
         )
     shape = probe(model)
     prompt = PromptEncoder(processor).encode(data.train[0])

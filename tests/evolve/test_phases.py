@@ -2,16 +2,20 @@
 
 import json
 import weakref
+import zlib
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from mstar_engine.evolve import pipeline, process_reward
+from mstar_engine.evolve.loop import Evolution
 from mstar_engine.evolve.pipeline import Pipeline
 from mstar_engine.evolve.policy import Policy
+from mstar_engine.reward import annotate, answers
+from mstar_engine.reward.answers import Verdict
 from mstar_engine.rollout.engine import RolloutEngine
 from mstar_engine.rollout.kv_cache import KVCache
 from mstar_engine.run import main
@@ -25,6 +29,17 @@ def restore_threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def half_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge by whom an untrained policy succeeds, so that the evolution has something to learn from."""
+    for module in (answers, annotate):
+        monkeypatch.setattr(
+            module,
+            "judge_response",
+            lambda response, gold: Verdict(zlib.crc32(response.text.encode()) % 2 == 0, "", ""),
+        )
+
+
 def run(directory: Path, *arguments: str) -> int:
     return main(["smoke", f"output_dir={directory}", "threads=1", "model.device=cpu", *arguments])
 
@@ -36,7 +51,7 @@ def test_no_cache_while_training_and_no_gradient_while_sampling(
     engines: list[weakref.ref] = []
     caches: list[weakref.ref] = []
     policies: list[weakref.ref] = []
-    counted = {"steps": 0, "sampled": 0, "policies while fitting": 0}
+    counted = {"steps": 0, "evolving": 0, "sampled": 0, "policies while fitting": 0}
     init, cache_init, policy_init = RolloutEngine.__init__, KVCache.__init__, Policy.__init__
     step, take, fit = Trainer.step, RolloutEngine.take_cache, process_reward.fit_prm
 
@@ -56,6 +71,7 @@ def test_no_cache_while_training_and_no_gradient_while_sampling(
         assert all(engine() is None or engine()._cache is None for engine in engines)
         assert all(cache() is None for cache in caches)
         counted["steps"] += 1
+        counted["evolving"] += bool(caches) and isinstance(self.model, PreTrainedModel)
         return step(self, *arguments, **options)
 
     def sampling(self, blocks):
@@ -74,7 +90,7 @@ def test_no_cache_while_training_and_no_gradient_while_sampling(
     monkeypatch.setattr(RolloutEngine, "take_cache", sampling)
     monkeypatch.setattr(process_reward, "fit_prm", fitting)
     assert run(tmp_path / "run") == 0
-    assert counted["steps"] > 4 and counted["sampled"] > 6 and caches
+    assert counted["steps"] > 4 and counted["evolving"] >= 2 and counted["sampled"] > 6 and caches
     assert counted["policies while fitting"] == 0
 
 
@@ -105,15 +121,22 @@ def test_a_whole_run_in_bfloat16(tmp_path: Path) -> None:
                "train.gradient_checkpointing=true"]  # fmt: skip
     assert run(tmp_path / "whole", *options) == 0
     summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
-    assert len(summary["evolve"]) == 2 and summary["prm"]["loss"] > 0
+    assert [entry["kept"] > 0 for entry in summary["evolve"]] == [True, True] and summary["prm"]["loss"] > 0
     final = tmp_path / "whole" / "checkpoints" / "final"
     model = AutoModelForImageTextToText.from_pretrained(final)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     masters = {name for name in load_file(final / "optimizer.safetensors") if name.endswith("/master")}
     assert masters == {f"{name}/master" for name, _ in model.named_parameters()}
 
+    improve = Evolution._improve
+
+    def interrupted(self, iteration, examples):
+        if iteration == 1:
+            raise KeyboardInterrupt
+        return improve(self, iteration, examples)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pipeline, "evolve", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Evolution, "_improve", interrupted)
         assert run(tmp_path / "parts", *options) == 130
     assert run(tmp_path / "parts", "--resume", *options) == 0
     for name in ("model.safetensors", "optimizer.safetensors"):
