@@ -14,13 +14,13 @@ allocates, counted at every operation; the label rows need it to stay as it is w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.harness import Row, Side, compare, main, make_row
+from benchmarks.largest_tensor import largest_mib
 from benchmarks.rollout_throughput import IMAGE_TOKEN, IMAGE_TOKENS, build_model
 from mstar_engine.models.prompts import EncodedPrompt, PromptEncoder
 from mstar_engine.models.tiny import build_tiny
@@ -97,30 +97,6 @@ class Workload:
         """All ways agree."""
         for name, scores in self.scores.items():
             np.testing.assert_allclose(scores, self.scores["ours"], atol=1e-4, err_msg=name)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Bytes of the largest tensor that any operation made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        """Run the operation and look at what it made; views make nothing."""
-        result = func(*args, **(kwargs or {}))
-        known = {one.untyped_storage().data_ptr() for one in args if isinstance(one, torch.Tensor)}
-        for one in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(one, torch.Tensor) and one.untyped_storage().data_ptr() not in known:
-                self.bytes = max(self.bytes, one.numel() * one.element_size())
-        return result
-
-
-def largest_mib(call: Callable[[], None]) -> float:
-    """MiB of the largest tensor that `call` makes."""
-    with LargestTensor() as seen:
-        call()
-    return seen.bytes / 2**20
 
 
 def rows(quick: bool) -> Iterable[Row]:

@@ -18,33 +18,37 @@ ROWS = 64
 LARGE, SMALL = 152_064, 32_000
 
 
-def arguments(temperature: float, top_k: int, top_p: float) -> dict[str, Tensor]:
-    index = torch.arange(ROWS)
+def arguments(
+    temperature: float | Tensor, top_k: int, top_p: float, rows: int = ROWS, device: str | torch.device = "cpu"
+) -> dict[str, Tensor]:
+    """What `sample_tokens` is given beside the logits; `temperature` one for all rows, or float32 [rows]."""
+    index = torch.arange(rows, device=device)
+    degrees = torch.as_tensor(temperature, dtype=torch.float32, device=device)
     return {
         "logit_rows": index.int(),
-        "temperature": torch.full((ROWS,), temperature),
-        "top_k": torch.full((ROWS,), top_k, dtype=torch.int32),
-        "top_p": torch.full((ROWS,), top_p),
-        "min_p": torch.zeros(ROWS),
-        "seed": torch.zeros(ROWS, dtype=torch.int64),
+        "temperature": degrees.expand(rows).contiguous(),
+        "top_k": torch.full_like(index, top_k, dtype=torch.int32),
+        "top_p": torch.full_like(index, top_p, dtype=torch.float32),
+        "min_p": torch.zeros_like(index, dtype=torch.float32),
+        "seed": torch.zeros_like(index),
         "problem": index,
-        "sample": torch.zeros(ROWS, dtype=torch.int32),
-        "position": torch.zeros(ROWS, dtype=torch.int32),
-        "banned_ids": torch.zeros(0, dtype=torch.int32),
+        "sample": torch.zeros_like(index, dtype=torch.int32),
+        "position": torch.zeros_like(index, dtype=torch.int32),
+        "banned_ids": torch.zeros(0, dtype=torch.int32, device=device),
     }
 
 
-def multinomial(logits: Tensor, temperature: float) -> Tensor:
+def multinomial(logits: Tensor, temperature: float | Tensor) -> Tensor:
     return torch.multinomial((logits / temperature).softmax(-1), 1)
 
 
-def top_k_multinomial(logits: Tensor, temperature: float, top_k: int) -> Tensor:
+def top_k_multinomial(logits: Tensor, temperature: float | Tensor, top_k: int) -> Tensor:
     scaled = logits / temperature
     least = scaled.topk(top_k).values[:, -1:]
     return torch.multinomial(scaled.masked_fill(scaled < least, -torch.inf).softmax(-1), 1)
 
 
-def top_p_multinomial(logits: Tensor, temperature: float, top_p: float) -> Tensor:
+def top_p_multinomial(logits: Tensor, temperature: float | Tensor, top_p: float) -> Tensor:
     scaled = logits / temperature
     values, order = scaled.sort()
     drop = values.softmax(-1).cumsum(-1) <= 1 - top_p

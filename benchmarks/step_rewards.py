@@ -53,17 +53,17 @@ SHAPES = (
 )
 
 
-def build(shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def build(shape: Shape, device: str | torch.device = DEVICE) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """hidden, rows of the peer's head, step_positions, response_steps."""
-    generator = torch.Generator(DEVICE).manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
     def normal(rows: int) -> Tensor:
-        return torch.randn(rows, shape.dim, generator=generator, device=DEVICE).to(shape.dtype)
+        return torch.randn(rows, shape.dim, generator=generator, device=device).to(shape.dtype)
 
     hidden = normal(shape.steps * TOKENS_PER_STEP)
-    offset = torch.randint(0, TOKENS_PER_STEP, (shape.steps,), generator=generator, device=DEVICE)
-    positions = torch.arange(shape.steps, device=DEVICE) * TOKENS_PER_STEP + offset
-    bounds = torch.arange(0, shape.steps + 1, STEPS_PER_RESPONSE, dtype=torch.int32, device=DEVICE)
+    offset = torch.randint(0, TOKENS_PER_STEP, (shape.steps,), generator=generator, device=device)
+    positions = torch.arange(shape.steps, device=device) * TOKENS_PER_STEP + offset
+    bounds = torch.arange(0, shape.steps + 1, STEPS_PER_RESPONSE, dtype=torch.int32, device=device)
     head = normal(VOCABULARY if shape.whole_head else 2) * shape.dim**-0.5
     return hidden, head, positions.int(), bounds
 

@@ -38,11 +38,17 @@ Tracker = Literal["tensorboard", "wandb", "trackio", "jsonl"]
 
 @section
 class ModelConfig:
-    """The policy: a Hugging Face name or folder, or "tiny" for the small model that a run pretrains itself."""
+    """The policy: a Hugging Face name or folder, or "tiny" for the small model that a run pretrains itself.
+
+    `dtype` is that of its parameters; "auto" is bfloat16 with train.bf16, else float32. `device` "auto" is the GPU
+    where there is one. `attn_implementation`, for prompts and in training: "auto" takes flash_attention_2 where that
+    runs (on CUDA from compute capability 8.0 on, in half precision, with flash-attn installed), else sdpa.
+    """
 
     model_name_or_path: Text = "tiny"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "auto"] = "sdpa"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 @section
@@ -195,6 +201,19 @@ class RunConfig:
     prompts: PromptsConfig = Field(default_factory=PromptsConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     report_to: list[Tracker] = Field(default_factory=list)
+
+    @property
+    def dtype(self) -> str:
+        """The type of the parameters of the policy and of the process reward model."""
+        return self.model.dtype if self.model.dtype != "auto" else "bfloat16" if self.train.bf16 else "float32"
+
+    @field_validator("train")
+    @classmethod
+    def _bf16_has_bfloat16_parameters(cls, value: TrainConfig, info: ValidationInfo) -> TrainConfig:
+        """Master weights stand behind parameters that rollout reads in bfloat16."""
+        if value.bf16 and "model" in info.data and info.data["model"].dtype not in ("bfloat16", "auto"):
+            raise ValueError("train.bf16", True, "false, or model.dtype=bfloat16 or auto")
+        return value
 
     @field_validator("select")
     @classmethod

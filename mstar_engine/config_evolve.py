@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from mstar_engine.config_section import (
+    AutoOrBool,
     Count,
     CountOrOff,
     Momentum,
@@ -54,7 +55,15 @@ class TrainConfig:
     An iteration trains `num_train_epochs` times on what it kept (the paper: once). `max_steps` optimizer steps in all
     (on the method's clock) end the training and are the horizon of the schedules that need one; -1 is no limit.
     "wsd" (warm-up, stable, decay) falls over the last `decay_share` of the horizon; what falls ends at
-    `min_lr_rate` times the learning rate.
+    `min_lr_rate` times the learning rate. A step learns from `per_device_train_batch_size` examples in one forward
+    pass, `gradient_accumulation_steps` times.
+
+    How that is computed, for every stage that trains. `bf16`: parameters in bfloat16, on which rollout runs, behind
+    float32 master weights, moments and gradients (with model.dtype=bfloat16 or auto). `max_tokens` cuts a forward pass
+    that has more, padding included (0: no limit; the warm-up and the process reward model have no other).
+    `packing`: responses of several prompts share a row without padding, up to `max_tokens`; a family that cannot pads,
+    and the log says why. `gradient_checkpointing` computes activations twice to keep fewer. `use_liger_kernel`: the
+    loss over large vocabularies by liger-kernel, "auto" where it is installed and the policy is on CUDA.
     """
 
     learning_rate: Rate = 1e-4
@@ -70,6 +79,11 @@ class TrainConfig:
     max_grad_norm: NonNegative = 1.0
     adam_beta1: Momentum = 0.9
     adam_beta2: Momentum = 0.98
+    bf16: bool = False
+    max_tokens: CountOrOff = 0
+    packing: bool = False
+    gradient_checkpointing: bool = False
+    use_liger_kernel: AutoOrBool = "auto"
 
     @field_validator("max_steps")
     @classmethod
@@ -78,6 +92,14 @@ class TrainConfig:
         kind = info.data.get("lr_scheduler_type")
         if kind in ("linear", "cosine", "wsd") and value < 1:
             raise ValueError(f"1 or more with lr_scheduler_type={kind}")
+        return value
+
+    @field_validator("packing")
+    @classmethod
+    def _rows_have_an_end(cls, value: bool, info: ValidationInfo) -> bool:
+        """Without padding nothing but a number of tokens bounds a row."""
+        if value and info.data.get("max_tokens") == 0:
+            raise ValueError("train.packing", True, "false, or train.max_tokens of 1 or more, the tokens of a row")
         return value
 
 

@@ -34,7 +34,15 @@ NOT_IDENTITY = (
     "rollout.max_rows",
     "rollout.block_size",
     "rollout.kv_cache_memory",
+    # The same sums in another order, so that what ran out of memory can go on.
+    "model.device",
+    "train.max_tokens",
+    "train.packing",
+    "train.gradient_checkpointing",
+    "train.use_liger_kernel",
 )
+# Keys that came later, with what runs did without them: a run directory that lacks one is no other run.
+LATER = {"train.bf16": False}
 
 # What other trainers call the same thing.
 SYNONYMS = {
@@ -278,8 +286,9 @@ def flat_config(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def identity(mapping: dict[str, Any]) -> dict[str, Any]:
-    """The flat keys that decide what a run computes."""
-    return {key: value for key, value in flat_config(mapping).items() if key not in NOT_IDENTITY}
+    """The flat keys that decide what a run computes; those in `LATER` where they change something."""
+    flat = flat_config(mapping)
+    return {key: flat[key] for key in flat if key not in NOT_IDENTITY and (key not in LATER or flat[key] != LATER[key])}
 
 
 def config_hash(config: RunConfig) -> str:

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from mstar_engine.config import STAGES, EvaluateConfig, EvolveConfig, RolloutConfig, RunConfig, TrainConfig
 from mstar_engine.config_parse import (
+    LATER,
     build_config,
     config_hash,
     dump_config,
+    flat_config,
     known_keys,
     load_config,
     recipe_names,
@@ -148,7 +150,16 @@ def test_any_misspelt_key_is_refused(key, data):
         ("rollout.n=many", 'rollout.n="many"; allowed: a whole number, 1 or more'),
         ("train.learning_rate=.nan", "train.learning_rate=NaN; allowed: a number, above 0"),
         ("rollout.kv_cache_memory=0", "rollout.kv_cache_memory=0; allowed: auto; or a whole number, 1048576 or more"),
-        ("model.dtype=fp8", 'model.dtype="fp8"; allowed: one of float32, bfloat16, float16'),
+        ("train.bf16=true", "train.bf16=true; allowed: false, or model.dtype=bfloat16 or auto"),
+        (
+            "train.packing=true",
+            "train.packing=true; allowed: false, or train.max_tokens of 1 or more, the tokens of a row",
+        ),
+        ("train.use_liger_kernel=1", "train.use_liger_kernel=1; allowed: auto; or true or false"),
+        ("train.use_liger_kernel=yes", 'train.use_liger_kernel="yes"; allowed: auto; or true or false'),
+        ("train.max_tokens=-1", "train.max_tokens=-1; allowed: a whole number, 0 or more"),
+        ("model.device=gpu", 'model.device="gpu"; allowed: one of auto, cpu, cuda'),
+        ("model.dtype=fp8", 'model.dtype="fp8"; allowed: one of float32, bfloat16, float16, auto'),
         ("output_dir=", 'output_dir=""; allowed: text, not empty'),
         (
             "evolve.interval=1",
@@ -235,10 +246,27 @@ def test_empty_file_is_the_defaults(tmp_path):
 
 def test_hash_ignores_what_does_not_matter():
     base = config_hash(RunConfig())
-    for override in ("output_dir=elsewhere", "threads=3", "stages=[report]"):
+    alike = ("output_dir=elsewhere", "threads=3", "stages=[report]", "model.device=cpu", "train.max_tokens=512")
+    alike += ("train.gradient_checkpointing=true", "train.use_liger_kernel=false", "train.bf16=false")
+    for override in alike:
         assert config_hash(load_config(None, [override])) == base
     for override in ("seed=1", "rollout.n=3", "model.dtype=bfloat16", "evolve.interval=0.5"):
         assert config_hash(load_config(None, [override])) != base
+    assert config_hash(load_config(None, ["model.dtype=auto", "train.bf16=true"])) not in (
+        base,
+        config_hash(load_config(None, ["model.dtype=auto"])),
+    )
+
+
+def test_later_keys_default_to_what_runs_did_without_them():
+    defaults = flat_config(dataclasses.asdict(RunConfig()))
+    assert {key: defaults[key] for key in LATER} == LATER
+
+
+def test_the_type_of_the_parameters():
+    assert RunConfig().dtype == load_config(None, ["model.dtype=auto"]).dtype == "float32"
+    assert load_config(None, ["model.dtype=auto", "train.bf16=true"]).dtype == "bfloat16"
+    assert load_config(None, ["model.dtype=float16"]).dtype == "float16"
 
 
 def test_sections_refuse_values_when_built_by_hand():

@@ -526,7 +526,7 @@ def test_another_configuration_is_refused(finished: Path, capsys: pytest.Capture
         ("annotate.mode=easy", "annotate.mode"),
         ("prm.reduction=max", "prm.reduction"),
         ("data.dataset_name=foo", "data.dataset_name"),
-        ("model.attn_implementation=flash_attention_2", "model.attn_implementation"),
+        ("model.attn_implementation=flash", "model.attn_implementation"),
         ("rollout.temperature=-1", "rollout.temperature"),
         ("train.lr_scheduler_type=cosine", "train.max_steps"),
         ("nosuch.yaml", "nosuch.yaml"),

@@ -50,6 +50,23 @@ def test_a_key_of_another_version_is_named(tmp_path):
     assert "older.key (3 there, absent now)" in refusal(config(tmp_path), True)
 
 
+def test_a_directory_from_before_a_key_is_the_same_run_without_it(tmp_path):
+    """A key that came later counts as its default where it is missing, and shows where it changes the run."""
+    RunDirectory.create_or_resume(config(tmp_path)).close()
+    lines = (tmp_path / "config.yaml").read_text().splitlines(keepends=True)
+    later = ("bf16:", "max_tokens:", "packing:", "gradient_checkpointing:", "use_liger_kernel:", "device:")
+    kept = [line for line in lines if not line.strip().startswith(later)]
+    assert len(kept) == len(lines) - len(later)
+    (tmp_path / "config.yaml").write_text("".join(kept))
+    before = (tmp_path / "config.yaml").read_text()
+    message = refusal(config(tmp_path, "model.dtype=auto", "train.bf16=true"), True)
+    assert "train.bf16 (absent there, True now)" in message and (tmp_path / "config.yaml").read_text() == before
+    RunDirectory.create_or_resume(config(tmp_path, "train.gradient_checkpointing=true"), True).close()
+    assert "bf16: false" in (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text("".join(line for line in lines if "adam_beta1" not in line))
+    assert "train.adam_beta1 (absent there, 0.9 now)" in refusal(config(tmp_path), True)
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path):
     with RunDirectory.create_or_resume(config(tmp_path)):
         assert "is in use by another run (process" in refusal(config(tmp_path), True)

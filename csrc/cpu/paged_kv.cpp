@@ -13,6 +13,7 @@ void store_kv(const PagedKv& cache, const void* k, const void* v, const std::int
   parallel_for((tokens + kTokensPerTask - 1) / kTokensPerTask, [&](std::int64_t task) {
     const std::int64_t end = std::min(tokens, (task + 1) * kTokensPerTask);
     for (std::int64_t token = task * kTokensPerTask; token < end; ++token) {
+      if (slots[token] < 0) continue;
       const std::int64_t block = slots[token] / cache.block_size;
       const std::int64_t offset = slots[token] % cache.block_size;
       for (int head = 0; head < cache.kv_heads; ++head) {

@@ -15,6 +15,7 @@ struct PagedKv {
 };
 
 // k, v: [tokens, kv_heads, head_dim]. Token i goes to slot slots[i] = block * block_size + offset; slots are distinct.
+// A token with a slot below 0 is not stored.
 void store_kv(const PagedKv& cache, const void* k, const void* v, const std::int32_t* slots, std::int64_t tokens);
 
 // Block dst[i] becomes block src[i]. Destinations are distinct and none is a source.

@@ -55,7 +55,7 @@ void Scheduler::write_row(std::int32_t r, const Row& row) {
   plan_.seed[r] = request.seed;
   plan_.problem[r] = request.problem;
   plan_.sample[r] = request.samples[row.index];
-  plan_.position[r] = row.group->offset + row.drawn();
+  plan_.position[r] = row.group->offset + row.drawn() + pending_;
   plan_.temperature[r] = request.temperature[row.index];
   plan_.top_k[r] = request.top_k[row.index];
   plan_.top_p[r] = request.top_p[row.index];
@@ -87,7 +87,7 @@ void Scheduler::write_nodes(Row* const* rows, std::int32_t unfed) {
   for (std::int32_t m = 0; m < count; ++m) node_index_[plan_.node_table[m]] = -1;
   for (std::int32_t r = 0; r < plan_.num_rows; ++r) {
     const Row& row = *rows[r];
-    write(row.leaf, r, row.group->request.prompt_length + row.drawn() - unfed - tree_.start(row.leaf));
+    write(row.leaf, r, row.group->request.prompt_length + row.drawn() + pending_ - unfed - tree_.start(row.leaf));
   }
   plan_.num_nodes = count;
 }

@@ -15,7 +15,7 @@ struct Plan {
   Plan(std::int32_t max_rows, std::int32_t max_tokens, std::int32_t max_nodes)
       : row_ids(max_rows), row_groups(max_rows), logit_rows(max_rows), sample(max_rows), position(max_rows),
         top_k(max_rows), seed(max_rows), problem(max_rows), temperature(max_rows), top_p(max_rows), min_p(max_rows),
-        token_ids(max_tokens), positions(max_tokens), slots(max_tokens),
+        token_ids(max_tokens), positions(max_tokens), slots(max_tokens), token_rows(max_rows, -1),
         node_row_begin(max_nodes), node_row_end(max_nodes), node_table(max_nodes), node_length(max_nodes),
         node_start(max_nodes),
         copy_src(max_rows), copy_dst(max_rows), group_ids(max_rows), token_begin(max_rows + 1) {}
@@ -34,6 +34,8 @@ struct Plan {
   std::vector<std::uint64_t> seed, problem;
   std::vector<float> temperature, top_p, min_p;
   std::vector<std::int32_t> token_ids, positions, slots;
+  // In a decode plan made ahead: the row of the step before whose draw each row feeds. Else -1: token_ids says it.
+  std::vector<std::int32_t> token_rows;
   std::vector<std::int32_t> node_row_begin, node_row_end, node_table, node_length, node_start;
   std::vector<std::int32_t> copy_src, copy_dst;
   std::vector<std::int32_t> group_ids, token_begin;

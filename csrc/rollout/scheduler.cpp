@@ -127,18 +127,20 @@ Group& Scheduler::add(GroupRequest request) {
 void Scheduler::commit(const std::int32_t* tokens, std::int64_t count, const float* records,
                        std::int64_t num_records) {
   if (!outstanding_) throw std::logic_error("commit: no plan is outstanding");
-  if (count != plan_.num_draws) refuse("number of tokens", count, std::to_string(plan_.num_draws));
+  const Extent step = ahead_ ? before_ : extent();
+  if (count != step.draws) refuse("number of tokens", count, std::to_string(step.draws));
   const std::int64_t width = options_.record_width;
   if (num_records != count * width) refuse("size of records", num_records, std::to_string(count * width));
 
-  if (plan_.kind == PlanKind::prefill) totals_.prefill_tokens += plan_.num_tokens;
-  if (plan_.kind == PlanKind::extend) totals_.extend_tokens += plan_.num_tokens;
-  if (plan_.kind == PlanKind::decode) totals_.decode_tokens += plan_.num_tokens;
-  totals_.sampled_tokens += count;
-  totals_.copies += plan_.num_copies;
-  totals_.preemptions += static_cast<std::int64_t>(evicted_.size());
+  if (plan_.kind == PlanKind::prefill) totals_.prefill_tokens += step.tokens;
+  if (plan_.kind == PlanKind::extend) totals_.extend_tokens += step.tokens;
+  if (plan_.kind == PlanKind::decode) totals_.decode_tokens += step.tokens;
+  totals_.copies += step.copies;
+  totals_.preemptions += static_cast<std::int64_t>(step.evictions);
 
-  outstanding_ = false;
+  outstanding_ = std::exchange(ahead_, false);
+  count = keep_alive(tokens, records, count);
+  totals_.sampled_tokens += count;
   if (plan_.kind == PlanKind::prefill) {
     const auto first_row = static_cast<std::int32_t>(running_.size() - count);
     for (std::int64_t r = 0; r < count; ++r) {
@@ -151,21 +153,23 @@ void Scheduler::commit(const std::int32_t* tokens, std::int64_t count, const flo
     }
     finish_drawn(first_row);
   } else if (plan_.kind == PlanKind::decode) {
-    log(tokens, records, plan_.num_rows);
+    log(tokens, records, static_cast<std::int32_t>(count));
     bool may_end = --steps_to_length_ == 0;
     for (const std::int32_t stop : options_.stop_ids) {
       std::int32_t hits = 0;
       for (std::int64_t r = 0; r < count; ++r) hits += tokens[r] == stop;
       may_end |= hits > 0;
     }
-    std::copy_n(tokens, count, plan_.token_ids.data());  // what the next decode step feeds
+    if (!outstanding_) std::copy_n(tokens, count, plan_.token_ids.data());  // what the next decode step feeds
     if (may_end) finish_drawn(0);
   }
+  if (outstanding_) return settle_ahead();
   if (!growing_.empty()) settle_holds();
   apply_aborts();
 }
 
 void Scheduler::log(const std::int32_t* tokens, const float* records, std::int32_t count) {
+  if (count == 0) return;
   if (log_steps_ == kLogSteps) write_log();
   log_rows_ = count;
   const auto begin = static_cast<std::size_t>(log_steps_++) * count;
@@ -204,12 +208,14 @@ void Scheduler::finish_drawn(std::int32_t first_row) {
     any = true;
   }
   if (!any) return;
+  if (outstanding_) drop_from_ahead();
   std::erase_if(running_, [](const Row* row) { return row->state == RowState::done; });
   layout_valid_ = false;
 }
 
 void Scheduler::finish(Row& row, Reason reason) {
   Group& group = *row.group;
+  if (outstanding_) std::erase(ahead_grown_, row.leaf);  // the block leaves with the leaf
   if (row.leaf != kNoNode) close_leaf(row);
   row.state = RowState::done;
   row.reason = reason;

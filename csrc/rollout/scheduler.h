@@ -83,9 +83,16 @@ class Scheduler {
   Plan& plan() { return plan_; }
   PrefixTree& tree() { return tree_; }
 
-  // The step ran: `count` = plan().num_draws tokens and count x record_width records, in row order.
+  // With a decode plan outstanding: plans the decode step behind it, before it is known what it draws, as if no row
+  // stopped. False, and nothing has changed, unless that is sure to be the next plan but for rows that stop: no row
+  // reaches its max_tokens, nothing can be admitted or waits to resume, nothing was aborted, and blocks suffice. The
+  // plan then feeds what the outstanding step draws (token_rows). Both are outstanding; commit() ends the older one,
+  // and what the newer one draws for rows that had stopped is dropped. The caller has read the older plan's arrays.
+  bool plan_ahead();
+
+  // The step ran: `count` = its num_draws tokens and count x record_width records, in row order.
   void commit(const std::int32_t* tokens, std::int64_t count, const float* records, std::int64_t num_records);
-  // The step failed: as if it had not been planned.
+  // The newest outstanding step failed: as if it had not been planned.
   void rollback();
 
   // Ends a group; its rows keep what they drew. During a step it takes effect when the step ends. A finished group
@@ -122,6 +129,12 @@ class Scheduler {
     std::int32_t shared;
   };
 
+  // What a commit needs to know of its plan.
+  struct Extent {
+    std::int32_t rows = 0, tokens = 0, draws = 0, copies = 0;
+    std::size_t evictions = 0;
+  };
+
   // scheduler.cpp: the life of groups
   void validate(const GroupRequest& request) const;
   Group& add(GroupRequest request);
@@ -152,6 +165,7 @@ class Scheduler {
   void resume(Row& row);
   bool plan_admission();
   bool may_admit(const Group& group) const;
+  bool admits();
   void admit(Group& group);
   void open_prompt(Group& group);
   bool plan_decode();
@@ -160,6 +174,15 @@ class Scheduler {
   void preempt_youngest();
   void place(Row& row);
   void make_private(NodeId leaf, std::int32_t index);
+  void write_decode();
+
+  // ahead.cpp: a step planned before the one in front of it has ended
+  Extent extent() const;
+  bool rewrite_ahead();
+  std::int64_t keep_alive(const std::int32_t*& tokens, const float*& records, std::int64_t count);
+  void drop_from_ahead();
+  void settle_ahead();
+  void undo_ahead();
 
   // layout.cpp: the arrays of a plan
   std::int32_t leaf_blocks(const Row& row) const;
@@ -202,6 +225,16 @@ class Scheduler {
   std::vector<NodeId> grown_;
   std::vector<PrivateCopy> copied_;
   std::vector<Eviction> evicted_;
+
+  // The step planned ahead of the outstanding one; and, once that one has ended, which rows of the step are still alive.
+  bool ahead_ = false;
+  std::int32_t pending_ = 0;  // while the step ahead is planned: tokens that each row has drawn and that are not known
+  Extent before_;             // of the older plan
+  std::vector<NodeId> ahead_grown_;
+  bool thinned_ = false;             // rows of the outstanding plan have ended
+  std::vector<std::int32_t> alive_;  // then: rows of the plan that have not, in the order of running_
+  std::vector<std::int32_t> alive_tokens_;
+  std::vector<float> alive_records_;
 
   // What the running rows drew in the last steps, step by step, for the rows running_[0 .. log_rows_). It reaches the
   // rows in runs of some steps, before anything reads them: a row's memory is far from the next row's.

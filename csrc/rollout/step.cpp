@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <limits>
 #include <stdexcept>
+#include <utility>
 
 #include "rollout/scheduler.h"
 
@@ -31,7 +32,8 @@ PlanKind Scheduler::next_plan() {
 
 void Scheduler::rollback() {
   if (!outstanding_) throw std::logic_error("rollback: no plan is outstanding");
-  outstanding_ = false;
+  if (ahead_) return undo_ahead();
+  outstanding_ = thinned_ = false;
   layout_valid_ = false;
   for (auto it = admitted_.rbegin(); it != admitted_.rend(); ++it) {
     Group& group = **it;
@@ -150,16 +152,19 @@ bool Scheduler::may_admit(const Group& group) const {
   return running_.empty() || std::int64_t{pool_.free_count()} - group.prompt_blocks() - n >= reserve_;
 }
 
-bool Scheduler::plan_admission() {
+// Whether the group at the front can be admitted now.
+bool Scheduler::admits() {
   if (waiting_.empty() || !preempted_.empty()) return false;
   const std::int32_t places = options_.max_rows - static_cast<std::int32_t>(running_.size()) - reserved_places_;
   if (!running_.empty() && places < options_.admit_rows) return false;
-  const std::int32_t groups_before = plan_.num_groups;
-  plan_.num_groups = 0;  // what may_admit counts; the rest of the last plan stays in case it is advanced
-  if (!may_admit(*waiting_.front())) {
-    plan_.num_groups = groups_before;
-    return false;
-  }
+  const std::int32_t groups_before = std::exchange(plan_.num_groups, 0);  // what may_admit counts
+  const bool may = may_admit(*waiting_.front());
+  plan_.num_groups = groups_before;  // the last plan stays as it is in case it is advanced
+  return may;
+}
+
+bool Scheduler::plan_admission() {
+  if (!admits()) return false;
   plan_.reset(PlanKind::prefill);
   while (!waiting_.empty() && may_admit(*waiting_.front())) admit(*waiting_.front());
   return true;
@@ -206,9 +211,15 @@ void Scheduler::open_prompt(Group& group) {
 
 bool Scheduler::plan_decode() {
   if (running_.empty()) return false;
+  std::fill_n(plan_.token_rows.begin(), running_.size(), -1);
   if (layout_valid_ && advance()) return true;
   write_log();
   make_room();
+  write_decode();
+  return true;
+}
+
+void Scheduler::write_decode() {
   plan_.reset(PlanKind::decode);
   steps_to_length_ = std::numeric_limits<std::int32_t>::max();
   for (Row* row : running_) {
@@ -221,7 +232,6 @@ bool Scheduler::plan_decode() {
   plan_.num_draws = plan_.num_rows;
   write_nodes(running_.data(), 0);
   layout_valid_ = true;
-  return true;
 }
 
 // The same rows as in the step before, each one token further. False when blocks lack: somebody must go.
@@ -249,7 +259,7 @@ bool Scheduler::advance() {
     const NodeId leaf = running_[r]->leaf;
     slots[r] = tree_.append(leaf) * options_.block_size;
     room[r] = options_.block_size - 1;
-    grown_.push_back(leaf);
+    (pending_ ? ahead_grown_ : grown_).push_back(leaf);
   }
   plan_.num_copies = 0;
   return true;
@@ -296,18 +306,19 @@ void Scheduler::preempt_youngest() {
 void Scheduler::place(Row& row) {
   const Group& group = *row.group;
   const std::int32_t size = options_.block_size;
-  const std::int32_t offset = group.tail_tokens + row.drawn() - 1;
+  const std::int32_t drawn = row.drawn() + pending_;
+  const std::int32_t offset = group.tail_tokens + drawn - 1;
   const std::int32_t index = offset / size;
   if (index == tree_.num_blocks(row.leaf)) {
     tree_.append(row.leaf);
-    grown_.push_back(row.leaf);
+    (pending_ ? ahead_grown_ : grown_).push_back(row.leaf);
   } else if (tree_.shared(row.leaf, index)) {
     make_private(row.leaf, index);
   }
   const std::int32_t r = plan_.num_rows++;
   const std::int32_t t = plan_.num_tokens++;
-  plan_.token_ids[t] = row.tokens.empty() ? group.last_token : row.tokens.back();
-  plan_.positions[t] = group.request.prompt_length + row.drawn() - 1;
+  plan_.token_ids[t] = pending_ ? -1 : row.tokens.empty() ? group.last_token : row.tokens.back();
+  plan_.positions[t] = group.request.prompt_length + drawn - 1;
   plan_.slots[t] = tree_.block(row.leaf, index) * size + offset % size;
   room_[r] = size - 1 - offset % size;
 }

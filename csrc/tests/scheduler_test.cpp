@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <random>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -50,7 +51,7 @@ void random_calls_keep_the_invariants(std::int64_t steps) {
   const auto draw = [&random](std::int32_t low, std::int32_t high) {
     return low + static_cast<std::int32_t>(random() % static_cast<std::uint32_t>(high - low + 1));
   };
-  std::int64_t done = 0, preemptions = 0, extended = 0;
+  std::int64_t done = 0, preemptions = 0, extended = 0, ahead = 0;
   while (done < steps) {
     const std::int32_t size = draw(1, 8), length = draw(8, 48);
     const auto policy = static_cast<Policy>(draw(0, 2));
@@ -71,6 +72,12 @@ void random_calls_keep_the_invariants(std::int64_t steps) {
       ++done;
       if (kind == PlanKind::decode) check_decode_plan(scheduler);
       if (kind != PlanKind::idle) {
+        for (std::int32_t draws = scheduler.plan().num_draws; draw(0, 3) == 0 && scheduler.plan_ahead();) {
+          check_decode_plan(scheduler);
+          const std::int32_t next = scheduler.plan().num_draws;
+          commit(scheduler, draw(0, 9) == 0 ? 0 : 5, std::exchange(draws, next));
+          ++ahead;
+        }
         if (draw(0, 19) == 0)
           scheduler.rollback();
         else
@@ -88,7 +95,7 @@ void random_calls_keep_the_invariants(std::int64_t steps) {
     preemptions += scheduler.stats().preemptions;
     extended += scheduler.stats().extend_tokens;
   }
-  CHECK(preemptions > steps / 1000 && extended > 0);
+  CHECK(preemptions > steps / 1000 && extended > 0 && ahead > steps / 20);
 }
 
 }  // namespace

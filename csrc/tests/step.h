@@ -20,11 +20,14 @@ inline GroupRequest request(std::int32_t prompt_length, std::int32_t max_tokens,
   return group;
 }
 
-inline void commit(Scheduler& scheduler, std::int32_t token) {
-  const std::int32_t draws = scheduler.plan().num_draws;
+inline void commit(Scheduler& scheduler, std::int32_t token, std::int32_t draws) {
   const std::vector<std::int32_t> tokens(draws, token);
   const std::vector<float> records(static_cast<std::size_t>(draws) * scheduler.options().record_width, 0.5f);
   scheduler.commit(tokens.data(), draws, records.data(), static_cast<std::int64_t>(records.size()));
+}
+
+inline void commit(Scheduler& scheduler, std::int32_t token) {
+  commit(scheduler, token, scheduler.plan().num_draws);
 }
 
 // In a decode plan: rows below a node are contiguous, every slot belongs to the row's own leaf and to no other.

@@ -190,15 +190,17 @@ def store_kv(
     k_THD: torch.Tensor, v_THD: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slots_T: torch.Tensor
 ) -> None:
     """See `mstar_kernels.paged_kv.store_kv`."""
-    block_T, offset_T = slots_T.long() // k_cache.shape[2], slots_T.long() % k_cache.shape[2]
-    k_cache[block_T, :, offset_T] = k_THD
-    v_cache[block_T, :, offset_T] = v_THD
+    stored_T = slots_T >= 0
+    slots_S = slots_T[stored_T].long()
+    block_S, offset_S = slots_S // k_cache.shape[2], slots_S % k_cache.shape[2]
+    k_cache[block_S, :, offset_S] = k_THD[stored_T]
+    v_cache[block_S, :, offset_S] = v_THD[stored_T]
 
 
 def copy_blocks(k_cache: torch.Tensor, v_cache: torch.Tensor, src_C: torch.Tensor, dst_C: torch.Tensor) -> None:
     """See `mstar_kernels.paged_kv.copy_blocks`."""
-    k_cache[dst_C.long()] = k_cache[src_C.long()]
-    v_cache[dst_C.long()] = v_cache[src_C.long()]
+    for cache in (k_cache, v_cache):
+        cache[..., dst_C.long(), :, :, :] = cache[..., src_C.long(), :, :, :]
 
 
 # ---- step scores and their reduction ----

@@ -1,7 +1,8 @@
 """Decode attention over the prefix tree: one query token a row, the keys of shared nodes read once for all rows below.
 
 `Tree` is what the scheduler's plan says about nodes, as tensors. A row's result does not depend on the other rows of
-the batch or on the number of threads (CPU form: bit for bit, while the row's own nodes are cut the same way).
+the batch or on the number of threads (CPU form: bit for bit, while the row's own nodes are cut the same way; on CUDA up
+to rounding, since the whole step decides how a node is cut).
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from dataclasses import dataclass, fields
 import torch
 
 from mstar_kernels import reference
+from mstar_kernels.attention_work import AttentionWork, Tiling, planned_work, workspace_size
 from mstar_kernels.dispatch import extension, resolve
+from mstar_kernels.tree_attention_tiles import refusal, tiling_of
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-AVAILABLE = ("cpu", "reference")
+AVAILABLE = ("triton", "cpu", "reference")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,8 @@ def tree_attention(
     softcap: float | None = None,
     backend: str = "auto",
     checked: bool = False,
+    work: AttentionWork | None = None,
+    workspace: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of one query token a row over its path in the tree.
 
@@ -69,19 +74,32 @@ def tree_attention(
         backend: "auto", "triton", "cpu" or "reference".
         checked: the caller answers for the tree's ranges (it has checked this plan already, say at an earlier
             layer); shapes, dtypes and devices are looked at anyway.
+        work: Triton form: the work list of this tree, on q's device, planned with the tiling of these shapes
+            (`tree_attention_tiles.tiling_of`) for R rows or more. Then nothing but `block_table` is read of the tree,
+            and with checked=True nothing is copied to the host and no size depends on the contents of a tensor, so
+            that a CUDA graph can hold the call (one before it, outside the graph, compiles). None: planned here.
+        workspace: Triton form: float32, at least `workspace_size(work, H, D)` elements, for partial results. None:
+            allocated here.
 
     Returns:
         [R, H, D] in q's dtype, accumulated in float32. A row that sees no key gets zeros.
 
     Raises:
-        ValueError: a shape, dtype, device or option is wrong, or the tree points outside the cache; before any work.
+        ValueError: a shape, dtype, device or option is wrong, the tree points outside the cache, or the work list is
+            another shape's; before any work.
     """
     _check_tensors(q, k_cache, v_cache, tree, positions)
     _check_options(scale, sliding_window, softcap)
     if not checked:
         check_tree(tree, rows=q.shape[0], num_blocks=k_cache.shape[0], block_size=k_cache.shape[2])
-    if resolve(backend, q.device, AVAILABLE) == "cpu":
+    chosen = resolve(backend, q.device, AVAILABLE)
+    if chosen == "cpu":
         return _cpu(q, k_cache, v_cache, tree, positions, scale, sliding_window, softcap)
+    refused = refusal(q.shape[1] // k_cache.shape[1], q.shape[2])
+    if refused is not None and backend == "triton":
+        raise ValueError(f"tree_attention: {refused}")
+    if chosen == "triton" and refused is None:
+        return _triton(q, k_cache, v_cache, tree, positions, scale, sliding_window, softcap, work, workspace)
     return reference.tree_attention(
         q, k_cache, v_cache, tree, positions, scale=scale, sliding_window=sliding_window, softcap=softcap
     )
@@ -187,3 +205,60 @@ def _cpu(
             scale, min(sliding_window or 0, 2**31 - 1), softcap or 0.0, isa,
         )  # fmt: skip
     return out
+
+
+def _triton(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    tree: Tree,
+    positions: torch.Tensor,
+    scale: float,
+    sliding_window: int | None,
+    softcap: float | None,
+    work: AttentionWork | None,
+    workspace: torch.Tensor | None,
+) -> torch.Tensor:
+    rows, heads, head_dim = q.shape
+    kv_heads, block_size = k_cache.shape[1:3]
+    shapes = dict(heads=heads, kv_heads=kv_heads, head_dim=head_dim, q_dtype=q.dtype, kv_dtype=k_cache.dtype)
+    tiling = tiling_of(**shapes, device=q.device)
+    if work is None:
+        work = planned_work(tree, tiling, rows=rows, block_size=block_size)
+    _check_work(work, workspace, q, tiling)
+    if workspace is None:
+        workspace = torch.empty(workspace_size(work, heads, head_dim), dtype=torch.float32, device=q.device)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if out.numel():
+        from mstar_kernels import tree_attention_triton  # here, since Triton is not installed on every platform
+
+        q = q if q.stride(2) == 1 else q.contiguous()
+        tree_attention_triton.launch(
+            q, k_cache, v_cache, tree.block_table, positions, work, workspace, out, scale, sliding_window, softcap
+        )
+    return out
+
+
+def _check_work(work: AttentionWork, workspace: torch.Tensor | None, q: torch.Tensor, tiling: Tiling) -> None:
+    for name in ("kv_heads", "narrow_rows", "wide_rows"):
+        given, expected = getattr(work.tiling, name), getattr(tiling, name)
+        if given != expected:
+            raise ValueError(f"tree_attention: work.tiling has {name}={given}; expected {expected} for these shapes")
+    if work.data.device != q.device:
+        raise ValueError(f"tree_attention: work is on {work.data.device}, q on {q.device}")
+    rows = work.row_slots.shape[0] - 1
+    if rows < q.shape[0]:
+        raise ValueError(f"tree_attention: work is of {rows} rows, q of {q.shape[0]}")
+    if workspace is None:
+        return
+    least = workspace_size(work, q.shape[1], q.shape[2])
+    if workspace.dtype != torch.float32 or workspace.dim() != 1 or not workspace.is_contiguous():
+        raise ValueError(
+            f"tree_attention: workspace is {workspace.dtype} of shape {tuple(workspace.shape)}; "
+            "it must be a contiguous float32 vector"
+        )
+    if workspace.device != q.device or workspace.shape[0] < least:
+        raise ValueError(
+            f"tree_attention: workspace has {workspace.shape[0]} elements on {workspace.device}; "
+            f"expected at least {least} on {q.device}"
+        )

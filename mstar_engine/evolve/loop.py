@@ -273,7 +273,8 @@ class Evolution:
         train = self.config.train
         size = train.per_device_train_batch_size * train.gradient_accumulation_steps
         steps = -(-len(examples) // size) * train.num_train_epochs
-        with self.progress.phase(f"iteration {iteration + 1}: train", steps, "steps") as phase:
+        title = f"iteration {iteration + 1}: train"
+        with self.policy.training(), self.progress.phase(title, steps, "steps") as phase:
 
             def stepped(step: StepStats) -> None:
                 show_step(phase, step)
@@ -283,6 +284,7 @@ class Evolution:
                 stats = trainer.train_epoch(
                     examples,
                     batch_size=size,
+                    max_examples=train.per_device_train_batch_size,
                     seed=self.config.seed,
                     epoch=epoch,
                     max_steps=limit if limit >= 0 else None,

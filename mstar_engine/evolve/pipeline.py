@@ -6,6 +6,7 @@ A stage that is done is not done again; an interrupted one goes on from what it 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ from mstar_engine.evolve.measure import Measurement, measure_policy, measurement
 from mstar_engine.evolve.policy import Policy
 from mstar_engine.evolve.process_reward import ProcessReward, scoring_model
 from mstar_engine.evolve.prompts import Prompts
+from mstar_engine.models.loading import device_of
+from mstar_engine.models.memory import give_back
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.models.tiny import build_tiny
 from mstar_engine.report.html import write_report
@@ -126,8 +129,7 @@ class Pipeline:
     def _imitate(self, examples: list[TrainingExample], batch_size: int, steps: int) -> None:
         """Supervised training for `steps` optimizer steps, over as many epochs as that takes."""
         assert self._policy is not None
-        trainer = self._policy.trainer
-        with self.progress.phase("warm-up", steps, "steps") as phase:
+        with self._policy.training() as trainer, self.progress.phase("warm-up", steps, "steps") as phase:
 
             def stepped(step: StepStats) -> None:
                 show_step(phase, step)
@@ -150,13 +152,18 @@ class Pipeline:
         self.rewards.annotate(self._warmed_up())
 
     def prm(self) -> None:
-        """Fit the process reward model to the labels."""
-        self.rewards.fit(self._warmed_up().processor)
+        """Fit the process reward model to the labels. The policy is loaded again behind it: two optimizers at a time
+        would be one too many for a device that either fills."""
+        processor, self._policy = self._warmed_up().processor, None
+        gc.collect()
+        give_back(device_of(self.config.model.device))
+        self.rewards.fit(processor)
 
     def evolve(self) -> None:
         """The self-evolving iterations."""
         policy = self._warmed_up()
         policy.trainer.schedule = self._evolve_schedule()
+        policy.engine.release()  # a cache sized to what was free leaves no room for another model
         prm = scoring_model(self.config, self.run.path, policy.processor)
         if prm is not None:
             self._score_warmup(prm)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
 from mstar_engine.config import RunConfig
-from mstar_engine.models.loading import load_model
+from mstar_engine.models.loading import device_of, load_model
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.rollout.engine import RolloutEngine
 from mstar_engine.train.checkpoint import (
@@ -18,6 +20,7 @@ from mstar_engine.train.checkpoint import (
     save_checkpoint,
     trainer_tensors,
 )
+from mstar_engine.train.likelihood import Likelihood
 from mstar_engine.train.schedule import Schedule
 from mstar_engine.train.trainer import Trainer
 
@@ -46,15 +49,31 @@ class Policy:
             betas=(train.adam_beta1, train.adam_beta2),
             weight_decay=train.weight_decay,
             max_grad_norm=train.max_grad_norm,
+            max_tokens=train.max_tokens or None,
+            objective=Likelihood(packing=train.packing, use_liger_kernel=train.use_liger_kernel),
+            bf16=train.bf16,
+            gradient_checkpointing=train.gradient_checkpointing,
         )
 
     @classmethod
     def load(cls, path: str | Path, config: RunConfig, schedule: Schedule) -> Policy:
         """The policy of a Hugging Face checkpoint directory, with a fresh optimizer."""
         model, processor = load_model(
-            path, dtype=config.model.dtype, attn_implementation=config.model.attn_implementation
+            path,
+            dtype=config.dtype,
+            attn_implementation=config.model.attn_implementation,
+            device=device_of(config.model.device),
         )
         return cls(model, processor, config, schedule)
+
+    @contextmanager
+    def training(self) -> Iterator[Trainer]:
+        """Hand the memory of the K/V cache to the trainer, and the trainer's back when it has trained."""
+        self.engine.release()
+        try:
+            yield self.trainer
+        finally:
+            self.trainer.release()
 
     def save(self, path: Path, **state: Any) -> None:
         """Write weights, optimizer moments, counters and `state` (JSON-ready) as one checkpoint."""

@@ -15,7 +15,7 @@ from mstar_engine.config import RunConfig
 from mstar_engine.evolve.methods import METHODS
 from mstar_engine.evolve.policy import Policy
 from mstar_engine.evolve.sweep_metric import NEED_SCORES
-from mstar_engine.models.loading import load_config_of
+from mstar_engine.models.loading import device_of, load_config_of
 from mstar_engine.report.progress import Phase, Progress
 from mstar_engine.reward.annotate import ProblemAnnotation, annotate
 from mstar_engine.reward.answers import judge
@@ -75,7 +75,9 @@ class ProcessReward:
             form,
             where,
             seed=config.seed,
-            dtype=config.model.dtype,
+            dtype=config.dtype,
+            attn_implementation=config.model.attn_implementation,
+            device=device_of(config.model.device),
             delimiter=steps.delimiter,
             max_steps=steps.max_steps,
             reduction=prm_config.reduction,
@@ -97,6 +99,9 @@ class ProcessReward:
                 weight_decay=prm_config.weight_decay,
                 seed=config.seed,
                 progress=lambda step: phase.advance(note=f"loss {step.loss:.3f}"),
+                max_tokens=config.train.max_tokens or None,
+                bf16=config.train.bf16,
+                gradient_checkpointing=config.train.gradient_checkpointing,
             )
         quality = step_quality(prm, held_out, solutions)
         save_prm(prm_path(self.run.path), prm, form)
@@ -252,7 +257,9 @@ def scoring_model(config: RunConfig, run: Path, policy_processor: Any) -> Proces
         fitted if fitted.exists() else prm.model_name_or_path,
         form=form,
         policy_processor=policy_processor,
-        dtype=config.model.dtype,
+        dtype=config.dtype,
+        attn_implementation=config.model.attn_implementation,
+        device=device_of(config.model.device),
         **options,
     )
 

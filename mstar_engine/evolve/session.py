@@ -17,11 +17,12 @@ from mstar_engine.evolve.pipeline import TINY, Pipeline
 from mstar_engine.evolve.process_reward import check_process_reward
 from mstar_engine.evolve.prompts import Prompts
 from mstar_engine.models.compatibility import probe, refuse_unsupported
-from mstar_engine.models.loading import load_config_of, load_model
+from mstar_engine.models.loading import attention_of, class_of, device_of, load_config_of, load_model
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.models.tiny import build_tiny, tiny_config
 from mstar_engine.report.progress import Progress
 from mstar_engine.run_directory import RunDirectory
+from mstar_engine.train.liger import use_liger
 
 
 def start(config: RunConfig, resume: bool) -> int:
@@ -30,6 +31,7 @@ def start(config: RunConfig, resume: bool) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)
     data = load_data(config.data, config.seed)
     check_model(config)
+    check_training(config)
     check_process_reward(config, Path(config.output_dir))
     check_data(data, config)
     with RunDirectory.create_or_resume(config, resume) as run:
@@ -50,6 +52,25 @@ def check_model(config: RunConfig) -> None:
     asked = config.rollout.max_completion_length
     if longest is not None and asked >= longest:
         raise ValueError(f"rollout.max_completion_length={asked}; allowed: below {longest}, the positions of {name}")
+
+
+def check_training(config: RunConfig) -> None:
+    """Refuse, before a directory is taken, devices and precisions that cannot do what is asked. ValueError names the
+    key."""
+    name, train = config.model.model_name_or_path, config.train
+    model, device = tiny_config() if name == TINY else load_config_of(name), device_of(config.model.device)
+    attention_of(config.model.attn_implementation, model, config.dtype, device)
+    use_liger(train.use_liger_kernel, device)
+    if config.dtype != "float32" and not train.bf16 and {"warmup", "prm", "evolve"} & set(config.stages):
+        raise ValueError(
+            f"model.dtype={config.dtype}: AdamW's steps are too small for such weights; allowed with stages that "
+            "train: float32, or bfloat16 with train.bf16=true, which keeps float32 master weights"
+        )
+    kind = class_of(model)
+    if train.gradient_checkpointing and kind is not None and not kind.supports_gradient_checkpointing:
+        raise ValueError(
+            f"train.gradient_checkpointing=true: model family {model.model_type!r} has none; allowed: false"
+        )
 
 
 def quiet() -> None:
@@ -78,6 +99,7 @@ def dry_run(config: RunConfig) -> int:
     quiet()
     data = load_data(config.data, config.seed)
     check_model(config)
+    check_training(config)
     check_process_reward(config, Path(config.output_dir))
     check_data(data, config)
     if config.model.model_name_or_path == TINY:
@@ -85,8 +107,9 @@ def dry_run(config: RunConfig) -> int:
     else:
         model, processor = load_model(
             config.model.model_name_or_path,
-            dtype=config.model.dtype,
+            dtype=config.dtype,
             attn_implementation=config.model.attn_implementation,
+            device=device_of(config.model.device),
         )
     shape = probe(model)
     prompt = PromptEncoder(processor).encode(data.train[0])
@@ -114,7 +137,7 @@ def dry_run(config: RunConfig) -> int:
         "K/V cache": f"{shape.bytes_per_token:,} bytes a token; at most "
         f"{rollout.max_rows * longest * shape.bytes_per_token / 2**20:.0f} MiB for {rollout.max_rows} rows",
         "weights": f"{parameters * shape.dtype.itemsize / 2**20:.0f} MiB, with AdamW "
-        f"{parameters * (shape.dtype.itemsize * 4) / 2**20:.0f} MiB",
+        f"{parameters * (18 if config.train.bf16 else 16) / 2**20:.0f} MiB",  # weights, moments, gradients
         "threads": f"{config.threads or torch.get_num_threads()}",
     }
     if (mixed := prompts.in_words()) is not None:

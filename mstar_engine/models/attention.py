@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -95,6 +96,7 @@ def language_configs(model: PreTrainedModel) -> list[PretrainedConfig]:
     return configs
 
 
+@torch.compiler.disable  # it reads a context variable and calls kernels; a compiled decode step breaks here
 def _attention(
     module: nn.Module,
     query: torch.Tensor,
@@ -164,6 +166,21 @@ def plain_attention(
         mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
     scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     return (scores.softmax(-1).to(value.dtype) @ value).transpose(1, 2).contiguous()
+
+
+def masked_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """sdpa under a boolean mask, key/value heads shared by groups of query heads. Returns [batch, H, length, D].
+
+    CUDA's fused kernel for masks wants as many key heads as query heads; without, sdpa would write out all scores.
+    """
+    grouped = query.shape[1] != key.shape[1]
+    if grouped and query.is_cuda:
+        repeat = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
+        grouped = False
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped)
 
 
 def causal_tail(length: int, context: int, window: int | None, device: torch.device) -> torch.Tensor:

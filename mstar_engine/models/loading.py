@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
     PretrainedConfig,
@@ -30,19 +32,63 @@ def load_config_of(path: str | Path, key: str = "model.model_name_or_path") -> P
         raise ValueError(f"{key}={path}: no checkpoint there ({first_line})") from error
 
 
+def device_of(asked: str) -> torch.device:
+    """The device that model.device names: "cpu", "cuda" (ValueError where there is none), or "auto"."""
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ValueError("model.device=cuda: torch sees no CUDA device; allowed: auto or cpu")
+    return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def attention_of(asked: str, config: PretrainedConfig, dtype: str, device: torch.device) -> str:
+    """The attention that model.attn_implementation names, for a model of `config`, or what "auto" comes to.
+
+    ValueError for flash_attention_2 where it cannot run, saying why.
+    """
+    if asked not in ("auto", "flash_attention_2"):
+        return asked
+    reason = _no_flash_attention(config, dtype, device)
+    if asked == "flash_attention_2" and reason is not None:
+        raise ValueError(f"model.attn_implementation=flash_attention_2: {reason}; allowed: auto, sdpa or eager")
+    return "sdpa" if reason is not None else "flash_attention_2"
+
+
+def _no_flash_attention(config: PretrainedConfig, dtype: str, device: torch.device) -> str | None:
+    """Why flash-attn cannot serve a model, in words; None when it can."""
+    if device.type != "cuda":
+        return f"it needs CUDA, and the model is on {device.type}"
+    if dtype == "float32":
+        return "it needs half precision, and model.dtype is float32"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs compute capability 8.0 or newer"
+    if importlib.util.find_spec("flash_attn") is None:
+        return "flash-attn is not installed"
+    kind = class_of(config)
+    if kind is not None and not kind._supports_flash_attn:
+        return f"model family {config.model_type!r} does not support it"
+    return None
+
+
+def class_of(config: PretrainedConfig) -> type[PreTrainedModel] | None:
+    """The model class that a config is loaded as, if transformers has one."""
+    mappings = (AutoModelForImageTextToText._model_mapping, AutoModelForCausalLM._model_mapping)
+    return next((mapping[type(config)] for mapping in mappings if type(config) in mapping), None)
+
+
 def load_model(
     path: str | Path, *, dtype: str = "float32", attn_implementation: str = "sdpa", device: str | torch.device = "cpu"
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model and processor of a checkpoint directory (or hub name). Weights are read from safetensors only.
 
-    Raises ValueError naming the path when the directory is no such checkpoint, or the dtype when it is unknown.
+    Raises ValueError naming the path when the directory is no such checkpoint, or the dtype when it is unknown; naming
+    the attention when it cannot run there (see `attention_of`).
     """
     if dtype not in DTYPES:
         raise ValueError(f"model.dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
-    load_config_of(path)
+    device = torch.device(device)
+    attention = attention_of(attn_implementation, load_config_of(path), dtype, device)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=DTYPES[dtype], attn_implementation=attn_implementation, use_safetensors=True
+            path, dtype=DTYPES[dtype], attn_implementation=attention, use_safetensors=True
         )
         processor = AutoProcessor.from_pretrained(path)
     except (OSError, ValueError, ImportError, SafetensorError) as error:

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from mstar_engine.models.loading import DTYPES, load_config_of
+from mstar_engine.models.loading import DTYPES, attention_of, load_config_of
 from mstar_engine.reward.forms import FORMS, PrmForm, form_named
 from mstar_engine.reward.head import RewardHead
 from mstar_engine.reward.layout import token_id
@@ -56,7 +56,8 @@ def load_prm(
     said = dict(getattr(config, KEY, None) or {})
     name = form or said.pop("form", None) or _guess(config, path, where)
     row = form_named(name, where)
-    model, processor = _load(config, path, dtype, attn_implementation, where)
+    attention = attention_of(attn_implementation, config, dtype, torch.device(device))
+    model, processor = _load(config, path, dtype, attention, where)
     if policy_processor is not None:
         refuse_other_processor(processor, policy_processor, where)
     head = build_head(row, model, processor, where, _head_tensors(path, row, where))

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from mstar_engine.models.attention import (
@@ -21,6 +20,7 @@ from mstar_engine.models.attention import (
     causal_tail,
     hooked,
     language_configs,
+    masked_attention,
     plain_attention,
 )
 from mstar_engine.models.compatibility import forget_rope_deltas, refuse_unsupported, rope_delta_modules
@@ -108,9 +108,7 @@ class _BranchStep:
             if call.softcap is not None:
                 attended = plain_attention(q, k, v, mask, call.scale, call.softcap)
             else:
-                attended = F.scaled_dot_product_attention(
-                    q, k, v, attn_mask=mask, scale=call.scale, enable_gqa=q.shape[1] != k.shape[1]
-                ).transpose(1, 2)
+                attended = masked_attention(q, k, v, mask, call.scale).transpose(1, 2)
             output[bucket.targets] = attended.flatten(0, 1)[bucket.real]
         return output.unsqueeze(0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,12 +11,18 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from mstar_engine.models.attention import language_configs
 from mstar_engine.models.compatibility import forget_rope_deltas, probe, special_image_ids
+from mstar_engine.models.memory import give_back
 from mstar_engine.models.prompts import PromptEncoder
+from mstar_engine.rollout.decode_buffers import DecodeBuffers
+from mstar_engine.rollout.decoder import Decoder, tiling_for
+from mstar_engine.rollout.image_features import ImageFeatureCache
 from mstar_engine.rollout.kv_cache import KVCache, memory_limit
 from mstar_engine.rollout.stats import RolloutStats
 from mstar_engine.rollout.wave import Pending, Wave
 from mstar_engine.types import Group, Problem, SamplingParams
 from mstar_kernels import _C
+
+DECODE_FORMS = ("auto", "eager", "fixed")
 
 
 class RolloutEngine:
@@ -25,6 +32,11 @@ class RolloutEngine:
     to synchronise after an optimizer step. `processor` is the model's AutoProcessor (or a `PromptEncoder` sharing its
     cache with the trainer). `max_rows` responses run at once; `kv_cache_memory` is in bytes, None takes a quarter of
     the free memory (80% on CUDA). `policy` is "auto", "no_evict" or "watermark" (see csrc/rollout/scheduler.h).
+    `decode` "fixed" pads decode steps to a few shapes, which on CUDA are captured in graphs and run ahead of the host;
+    "eager" takes them as they come; "auto" is "fixed" on CUDA. What is drawn is the same. `torch_compile` compiles the
+    model around its attention for steps of fixed shape (minutes once; rounding differs). `image_cache_memory` bytes
+    of image features are kept while the weights that made them stay; None is 1 GiB on CUDA and nothing on the CPU,
+    where a resumed run is to equal an undisturbed one in every bit.
     """
 
     def __init__(
@@ -38,6 +50,9 @@ class RolloutEngine:
         kv_cache_memory: int | None = None,
         policy: str = "auto",
         backend: str = "auto",
+        decode: str = "auto",
+        torch_compile: bool = False,
+        image_cache_memory: int | None = None,
     ) -> None:
         self.model = model
         self.encoder = processor if isinstance(processor, PromptEncoder) else PromptEncoder(processor)
@@ -49,6 +64,8 @@ class RolloutEngine:
         self.kv_cache_memory = kv_cache_memory
         self.policy = policy
         self.backend = backend
+        if decode not in DECODE_FORMS:
+            raise ValueError(f"RolloutEngine: decode={decode!r}; allowed: {', '.join(DECODE_FORMS)}")
         for key, value in (
             ("block_size", block_size),
             ("max_rows", max_rows),
@@ -64,7 +81,13 @@ class RolloutEngine:
             _C.set_num_threads(torch.get_num_threads())
         self.banned_ids = torch.tensor(special_image_ids(model.config, self.processor), dtype=torch.int32)
         self.stats = RolloutStats()
+        if image_cache_memory is None:
+            image_cache_memory = 2**30 if self.shape.device.type == "cuda" else 0
+        self.features = ImageFeatureCache(model, image_cache_memory)
         self._cache: KVCache | None = None
+        self._decodes_fixed = decode == "fixed" or (decode == "auto" and self.shape.device.type == "cuda")
+        self._decoder: Decoder | None = None
+        self._torch_compile = torch_compile
 
     def generate(
         self,
@@ -104,6 +127,7 @@ class RolloutEngine:
         was_training = self.model.training
         self.model.eval()
         self.stats = RolloutStats()
+        self.features.refresh()
         try:
             item: Pending | None = first
             while item is not None:
@@ -169,8 +193,25 @@ class RolloutEngine:
         self._cache = cache
 
     def release(self) -> None:
-        """Give the K/V cache's memory back (the improve phase needs it); the next call allocates anew."""
-        self._cache = None
+        """Give back the memory of K/V cache, captured graphs and image features that training makes stale (the improve
+        phase needs it); the next call allocates anew."""
+        self._cache = self._decoder = None
+        self.features.release()
+        give_back(self.shape.device)
+
+    def decoder_for(self, plan: Any, cache: KVCache, inputs: dict[str, Any]) -> Decoder | None:
+        """The decoder of a wave's plans: the kept one where it fits. None: decode steps have the shapes they have."""
+        if not self._decodes_fixed:
+            return None
+        sizes = (len(plan.row_ids), *plan.block_table.shape)
+        if self._decoder is None or not self._decoder.fits(self.model, cache, *sizes):
+            self._decoder = None  # its graphs' memory, before there is a second one
+            tiling = tiling_for(self.model, cache, self.backend)
+            buffers = DecodeBuffers(*sizes, self.block_size, self.shape.device, tiling)
+            self._decoder = Decoder(
+                self.model, inputs, cache, buffers, self.banned_ids, self.backend, self._torch_compile
+            )
+        return self._decoder
 
 
 def _sample_numbers(problem: Problem, params: SamplingParams, given: np.ndarray | None) -> np.ndarray:

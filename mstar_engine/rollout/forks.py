@@ -21,6 +21,7 @@ from mstar_engine.rollout.engine import RolloutEngine
 from mstar_engine.rollout.kv_cache import KVCache
 from mstar_engine.rollout.runner import ModelRunner
 from mstar_engine.rollout.stats import RolloutStats
+from mstar_engine.rollout.stepper import Stepper
 from mstar_engine.rollout.wave import Pending, Wave, problem_key
 from mstar_engine.types import Problem, Response, SamplingParams
 from mstar_kernels import _C
@@ -102,13 +103,14 @@ class ForkWave(Wave):
     def _run_plans(self, cache: KVCache, plans: list[tuple[ForkPlan, Pending]], nodes: int) -> Iterator[list[ForkPlan]]:
         engine = self.engine
         scheduler = self._scheduler(cache, policy="no_evict", max_held_nodes=nodes)
-        runner = ModelRunner(engine.model, cache, scheduler.plan, engine.backend)
+        stepper = Stepper(engine, scheduler, cache, self.live)
+        runner = stepper.runner
         base = replace(self.stats)
         for plan, item in plans:
             self._hold(scheduler, plan, item)
         while self.held:
             with hooked(engine.configs), torch.no_grad():
-                self._step(scheduler, runner)
+                stepper.step()
             self._count(scheduler, base)
             over = []
             for handle in scheduler.ready():
@@ -208,6 +210,7 @@ def complete(
     was_training = engine.model.training
     engine.model.eval()
     engine.stats = RolloutStats()
+    engine.features.refresh()
     try:
         for first in range(0, len(plans), together):
             batch = []

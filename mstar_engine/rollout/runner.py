@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from mstar_engine.models.attention import attention_step
 from mstar_engine.models.compatibility import forget_rope_deltas, rope_delta_modules
 from mstar_engine.models.prompts import EncodedPrompt
+from mstar_engine.rollout.image_features import ImageFeatureCache
 from mstar_engine.rollout.kv_cache import KVCache
 from mstar_engine.rollout.steps import DecodeStep, ExtendStep, PrefillStep
 from mstar_kernels.paged_kv import copy_blocks
@@ -25,11 +26,14 @@ MAX_PREFILL_BATCH = 16
 class ModelRunner:
     """Executes prefill, extend and decode plans; keeps one rotary offset per group (multi-axis rotary families)."""
 
-    def __init__(self, model: PreTrainedModel, cache: KVCache, plan: Any, backend: str = "auto") -> None:
+    def __init__(
+        self, model: PreTrainedModel, cache: KVCache, plan: Any, backend: str, features: ImageFeatureCache
+    ) -> None:
         self.model = model
         self.cache = cache
         self.plan = plan
         self.backend = backend
+        self.features = features
         self.device = cache.shape.device
         accepted = inspect.signature(model.forward).parameters
         self.last_row_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
@@ -61,9 +65,10 @@ class ModelRunner:
         rows: list[torch.Tensor | None] = [None] * len(prompts)
         for batch in same_shape(prompts):
             slots = torch.cat([self.arrays["slots"][begins[i] : begins[i + 1]] for i in batch]).to(self.device)
-            inputs = stack_inputs([prompts[i] for i in batch], self.device)
+            alike = [prompts[i] for i in batch]
+            inputs = stack_inputs(alike, self.device)
             forget_rope_deltas(self.model)
-            with attention_step(PrefillStep(self.cache, slots)):
+            with attention_step(PrefillStep(self.cache, slots)), self.features.prompts(alike):
                 output = self.model(use_cache=False, **inputs, **self.last_row_only)
             for place, index in enumerate(batch):
                 rows[index] = output.logits[place, -1]
@@ -74,11 +79,9 @@ class ModelRunner:
         """Feed every running row its last token; returns the logits of the rows, [R, V]."""
         plan = self.plan
         count = plan.num_rows
-        self._copy_blocks()
+        self.copy_blocks()
         positions = self.arrays["positions"][:count]
-        rotary = positions.long()
-        if self.rope_modules:
-            rotary = rotary + torch.from_numpy(self.rope_deltas[plan.row_groups[:count]])
+        rotary = torch.from_numpy(self.rotary()).long()
         step = DecodeStep(
             self.cache,
             self._tree(),
@@ -95,10 +98,16 @@ class ModelRunner:
             )
         return output.logits[:, -1]
 
+    def rotary(self) -> np.ndarray:
+        """The positions that the model is given for a decode plan's rows, int [R]."""
+        plan = self.plan
+        positions = plan.positions[: plan.num_rows]
+        return positions + self.rope_deltas[plan.row_groups[: plan.num_rows]] if self.rope_modules else positions
+
     def extend(self) -> None:
         """Recompute the K and V of tokens that resumed rows had drawn before they were preempted."""
         plan = self.plan
-        self._copy_blocks()
+        self.copy_blocks()
         count = plan.num_tokens
         if count == 0:
             return
@@ -135,12 +144,13 @@ class ModelRunner:
         arrays = {name: self.arrays[name][:nodes].to(self.device) for name in names}
         return Tree(block_table=self.arrays["block_table"].to(self.device), **arrays)
 
-    def _copy_blocks(self) -> None:
+    def copy_blocks(self) -> None:
+        """The plan's copies on write, which come before the step."""
         count = self.plan.num_copies
         if count:
             src, dst = (self.arrays[name][:count].to(self.device) for name in ("copy_src", "copy_dst"))
-            for keys, values in zip(self.cache.keys, self.cache.values):
-                copy_blocks(keys, values, src, dst)
+            keys, values = self.cache.storage[:, 0], self.cache.storage[:, 1]
+            copy_blocks(keys, values, src, dst, checked=True)
 
     def _context_slots(self, row: int, length: int) -> torch.Tensor:
         """Slots of the first `length` tokens of an extended row, int64 [length], read off its nodes."""

@@ -7,10 +7,10 @@ that a preempted row had already drawn. Decode feeds one token a row and runs th
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
-from mstar_engine.models.attention import LayerCall, causal_tail, plain_attention
+from mstar_engine.models.attention import LayerCall, causal_tail, masked_attention, plain_attention
 from mstar_engine.rollout.kv_cache import KVCache
+from mstar_kernels.attention_work import AttentionWork
 from mstar_kernels.paged_kv import store_kv
 from mstar_kernels.tree_attention import Tree, tree_attention
 
@@ -31,16 +31,30 @@ class PrefillStep:
 
 
 class DecodeStep:
-    """One token a row: store its K and V, then attend over the tree. `positions` int32 [R] are sequence indices."""
+    """One token a row: store its K and V, then attend over the tree. `positions` int32 [R] are sequence indices.
+
+    `work` and `workspace`: of the Triton form, where the caller has planned the tree's work list.
+    """
 
     needs_mask = False
 
-    def __init__(self, cache: KVCache, tree: Tree, slots: torch.Tensor, positions: torch.Tensor, backend: str) -> None:
+    def __init__(
+        self,
+        cache: KVCache,
+        tree: Tree,
+        slots: torch.Tensor,
+        positions: torch.Tensor,
+        backend: str,
+        work: AttentionWork | None = None,
+        workspace: torch.Tensor | None = None,
+    ) -> None:
         self.cache = cache
         self.tree = tree
         self.slots = slots
         self.positions = positions
         self.backend = backend
+        self.work = work
+        self.workspace = workspace
 
     def attend(self, call: LayerCall) -> torch.Tensor:
         """[R, H, 1, D] queries in, [R, 1, H, D] out."""
@@ -56,6 +70,8 @@ class DecodeStep:
             softcap=call.softcap,
             backend=self.backend,
             checked=True,
+            work=self.work,
+            workspace=self.workspace,
         )
         return output.unsqueeze(1)
 
@@ -87,11 +103,7 @@ class ExtendStep:
             if call.softcap is not None:
                 output[:, begin:end] = plain_attention(query, key, value, mask, call.scale, call.softcap)
             else:
-                grouped = query.shape[1] != key.shape[1]
-                attended = F.scaled_dot_product_attention(
-                    query, key, value, attn_mask=mask, scale=call.scale, enable_gqa=grouped
-                )
-                output[:, begin:end] = attended.transpose(1, 2)
+                output[:, begin:end] = masked_attention(query, key, value, mask, call.scale).transpose(1, 2)
         return output
 
 

@@ -20,16 +20,14 @@ import torch
 from mstar_engine.models.attention import hooked
 from mstar_engine.models.prompts import EncodedPrompt
 from mstar_engine.rollout.kv_cache import KVCache
-from mstar_engine.rollout.runner import ModelRunner
 from mstar_engine.rollout.stats import RolloutStats
+from mstar_engine.rollout.stepper import Stepper
 from mstar_engine.types import Group, Problem, Response, SamplingParams
 from mstar_kernels import _C
-from mstar_kernels.sampling import Samples, sample_tokens
 
 if TYPE_CHECKING:
     from mstar_engine.rollout.engine import RolloutEngine
 
-PREFILL, EXTEND = 1, 2
 REASONS = ("stop", "length", "abort")
 ADMIT_SHARE = 8
 """New groups start when this part of the row places is free: prefills are then batched, and few places idle."""
@@ -81,7 +79,7 @@ class Wave:
     def _run(self, cache: KVCache, ahead: deque[Pending], groups: int, may_grow: bool) -> Iterator[list[Group]]:
         engine, base = self.engine, replace(self.stats)
         scheduler = self._scheduler(cache, policy=engine.policy)
-        runner = ModelRunner(engine.model, cache, scheduler.plan, engine.backend)
+        stepper = Stepper(engine, scheduler, cache, self.live)
         waiting = 0
         exhausted = False
         while True:
@@ -98,7 +96,7 @@ class Wave:
             if not scheduler.has_work():
                 break
             with hooked(engine.configs), torch.no_grad():
-                self._step(scheduler, runner)
+                stepper.step()
             waiting = self._count(scheduler, base)
             ended = scheduler.finished()
             if ended:
@@ -130,45 +128,6 @@ class Wave:
         """Whether a problem can run in this wave; a group that memory cannot hold whole runs with preemption."""
         same_stops = set(item.params.stop_token_ids) == set(self.first.params.stop_token_ids)
         return same_stops and (not may_grow or self._blocks(item) <= cache.num_blocks)
-
-    def _step(self, scheduler: _C.Scheduler, runner: ModelRunner) -> None:
-        plan = scheduler.plan
-        kind = scheduler.next_plan()
-        try:
-            if kind == PREFILL:
-                handles = plan.group_ids[: plan.num_groups].tolist()
-                logits = runner.prefill([self.live[handle].prompt for handle in handles])
-            elif kind == EXTEND:
-                runner.extend()
-            else:
-                logits = runner.decode()
-            tokens, records = np.empty(0, np.int32), np.empty((0, 4), np.float32)
-            if plan.num_draws:  # else what preempted rows had lost was computed again
-                drawn = self._sample(logits, plan, plan.num_draws)
-                tokens, records = drawn.tokens.cpu().numpy(), drawn.records.cpu().numpy()
-        except BaseException:
-            scheduler.rollback()
-            raise
-        scheduler.commit(tokens, records)
-
-    def _sample(self, logits: torch.Tensor, plan: object, rows: int) -> Samples:
-        names = ("logit_rows", "temperature", "top_k", "top_p", "min_p", "seed", "problem", "sample", "position")
-        arrays = {name: torch.from_numpy(_signed(getattr(plan, name)[:rows])).to(logits.device) for name in names}
-        try:
-            return sample_tokens(
-                logits, banned_ids=self.engine.banned_ids.to(logits.device), backend=self.engine.backend, **arrays
-            )
-        except ValueError as error:
-            finite = torch.isfinite(logits).any(-1) & ~torch.isnan(logits).any(-1) & ~torch.isposinf(logits).any(-1)
-            bad = [r for r in range(rows) if not finite[int(plan.logit_rows[r])]]
-            if not bad:
-                raise
-            row = bad[0]
-            where = self.live[int(plan.row_groups[row])].problem.id
-            raise ValueError(
-                f"rollout: logits are NaN or infinite for problem {where}, sample {int(plan.sample[row])}, at step "
-                f"{int(plan.position[row])} of the response ({len(bad)} of {rows} rows): {error}"
-            ) from error
 
     def _submit(self, scheduler: _C.Scheduler, item: Pending) -> None:
         params = item.params
@@ -227,8 +186,3 @@ class Wave:
 def problem_key(problem_id: str) -> int:
     """The 63-bit key under which a problem's draws are addressed: a hash of its id, stable across runs and machines."""
     return int.from_bytes(hashlib.blake2b(problem_id.encode(), digest_size=8).digest(), "little") >> 1
-
-
-def _signed(array: np.ndarray) -> np.ndarray:
-    """torch has no arithmetic on uint64; the sampler reads the same 64 bits."""
-    return array.view(np.int64) if array.dtype == np.uint64 else array

@@ -23,6 +23,7 @@ from mstar_engine.models.loading import save_model
 from mstar_engine.train.trainer import Trainer
 
 OPTIMIZER, STATE = "optimizer.safetensors", "trainer_state.json"
+MASTER = "master"
 
 
 def save_checkpoint(
@@ -85,26 +86,39 @@ def load_weights(model: PreTrainedModel, path: Path) -> None:
 
 
 def trainer_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """The optimizer's state as `<parameter name>/<moment>` tensors."""
-    return {
-        f"{name}/{key}": value
-        for name, parameter in trainer.model.named_parameters()
-        for key, value in trainer.optimizer.state.get(parameter, {}).items()
-    }
+    """The optimizer's state as `<parameter name>/<moment>` tensors, and master weights as `<parameter name>/master`."""
+    found = {}
+    for name, parameter in trainer.trained().items():
+        updated = trainer.updated(parameter)
+        found |= {f"{name}/{key}": value for key, value in trainer.optimizer.state.get(updated, {}).items()}
+        if updated is not parameter:
+            found[f"{name}/{MASTER}"] = updated
+    return found
 
 
 def restore_trainer(trainer: Trainer, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-    """Put saved moments, step count and position inside the epoch back. ValueError for a parameter the model lacks."""
-    parameters = dict(trainer.model.named_parameters())
+    """Put saved moments, master weights, step count and position inside the epoch back.
+
+    Master weights that were not saved (an older checkpoint, or one of another precision) start from the parameters,
+    which must be the checkpoint's by now; saved ones that this trainer has no use for are left. ValueError for a
+    parameter the model lacks.
+    """
+    parameters = trainer.trained()
     trainer.optimizer.state.clear()
+    masters = {}
     for key, value in tensors.items():
         name, _, moment = key.rpartition("/")
         if name not in parameters:
             raise ValueError(f"checkpoint: optimizer state for {name!r}, which the model does not have")
-        parameter = parameters[name]
+        updated = trainer.updated(parameters[name])
+        if moment == MASTER:
+            masters[name] = value
+            continue
         # The step count stays where the optimizer keeps it; moments live with their parameter.
-        value = value if moment == "step" and parameter.device.type == "cpu" else value.to(parameter.device)
-        trainer.optimizer.state[parameter][moment] = value
+        value = value if moment == "step" and updated.device.type == "cpu" else value.to(updated.device)
+        trainer.optimizer.state[updated][moment] = value
+    if trainer.masters is not None:
+        trainer.masters.restore([masters.get(name) for name in parameters])
     trainer.resume_at(state["global_step"], state["cursor"])
 
 

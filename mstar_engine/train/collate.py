@@ -23,20 +23,27 @@ IGNORE = -100
 class Batch:
     """Model inputs of some examples.
 
-    `inputs`: input_ids int64 [examples, length], token inputs [examples, length], and the processor's other outputs,
-    concatenated. `labels` int64 [examples, length]: labels[b, t] is the token that position t holds, -100 where it is
-    no response token. `weights` float32 [examples]. `tokens` counts the labelled positions.
+    `inputs`: input_ids int64 [rows, length], token inputs [rows, length], and the processor's other outputs,
+    concatenated. `labels` int64 [rows, length]: labels[b, t] is the token that position t holds, -100 where it is no
+    response token. `weights` float32 [examples]. `tokens` counts the labelled positions. A row is an example, unless
+    examples are packed: then there is one row, and `owner` int64 [1, length] says whose each position is.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor
     weights: Tensor
     tokens: int
+    owner: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
         moved = {name: value.to(device) for name, value in self.inputs.items()}
-        return Batch(moved, self.labels.to(device), self.weights.to(device), self.tokens)
+        owner = None if self.owner is None else self.owner.to(device)
+        return Batch(moved, self.labels.to(device), self.weights.to(device), self.tokens, owner)
+
+    def weights_at(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The weights of the examples that hold positions (row, column), float32."""
+        return self.weights[rows if self.owner is None else self.owner[rows, columns]]
 
 
 def imitate(problem: Problem, encoder: PromptEncoder, end_id: int | None = None) -> TrainingExample:
@@ -51,7 +58,7 @@ def imitate(problem: Problem, encoder: PromptEncoder, end_id: int | None = None)
     return TrainingExample(problem=problem, response_ids=np.asarray([*ids, end], dtype=np.int32))
 
 
-def _length(example: TrainingExample, prompt: EncodedPrompt) -> int:
+def length_of(example: TrainingExample, prompt: EncodedPrompt) -> int:
     """Tokens of an example, prompt and response."""
     return len(prompt.input_ids) + len(example.response_ids)
 
@@ -69,23 +76,30 @@ def _clash(seen: dict[str, tuple[str, torch.Size]], problem: Problem, prompt: En
 
 
 def micro_batches(
-    examples: Sequence[TrainingExample], encoder: PromptEncoder, max_tokens: int | None = None
+    examples: Sequence[TrainingExample],
+    encoder: PromptEncoder,
+    max_tokens: int | None = None,
+    max_examples: int | None = None,
+    *,
+    packed: bool = False,
 ) -> Iterator[list[TrainingExample]]:
-    """Cut examples into runs that fit one forward pass: at most `max_tokens` tokens with padding (None: no limit; a
-    single longer example is a run of its own), image inputs of one shape."""
+    """Cut examples into runs that fit one forward pass: at most `max_tokens` tokens, padding included unless they are
+    `packed` (None: no limit; a single longer example is a run of its own), at most `max_examples`, image inputs of one
+    shape."""
     run: list[TrainingExample] = []
-    longest = 0
+    longest = tokens = 0
     seen: dict[str, tuple[str, torch.Size]] = {}
     for example in examples:
         prompt = encoder.encode(example.problem)
-        grown = max(longest, _length(example, prompt))
-        full = max_tokens is not None and grown * (len(run) + 1) > max_tokens
+        length = length_of(example, prompt)
+        grown = tokens + length if packed else max(longest, length) * (len(run) + 1)
+        full = (max_tokens is not None and grown > max_tokens) or len(run) == max_examples
         if run and (full or _clash(seen, example.problem, prompt)):
             yield run
-            run, grown, seen = [], _length(example, prompt), {}
+            run, longest, tokens, seen = [], 0, 0, {}
         _clash(seen, example.problem, prompt)
         run.append(example)
-        longest = grown
+        longest, tokens = max(longest, length), tokens + length
     if run:
         yield run
 
@@ -96,7 +110,8 @@ def collate(examples: Sequence[TrainingExample], encoder: PromptEncoder, pad_id:
     Raises ValueError for an empty response and for image inputs whose shapes disagree.
     """
     prompts = [encoder.encode(example.problem) for example in examples]
-    length = max(_length(e, p) for e, p in zip(examples, prompts))
+    others = image_inputs(examples, prompts)
+    length = max(length_of(e, p) for e, p in zip(examples, prompts))
     ids = torch.full((len(examples), length), pad_id, dtype=torch.int64)
     labels = torch.full_like(ids, IGNORE)
     token_inputs = {
@@ -104,24 +119,33 @@ def collate(examples: Sequence[TrainingExample], encoder: PromptEncoder, pad_id:
         for prompt in prompts
         for name, value in prompt.token_inputs.items()
     }
-    others: dict[str, list[Tensor]] = {}
-    seen: dict[str, tuple[str, torch.Size]] = {}
     for row, (example, prompt) in enumerate(zip(examples, prompts)):
-        if len(example.response_ids) == 0:
-            raise ValueError(f"problem {example.problem.id!r}: the response to imitate is empty")
-        start, end = len(prompt.input_ids), _length(example, prompt)
+        start, end = len(prompt.input_ids), length_of(example, prompt)
         ids[row, :start] = prompt.input_ids
         ids[row, start:end] = torch.as_tensor(example.response_ids)
         labels[row, start:end] = ids[row, start:end]
         for name, value in prompt.token_inputs.items():
             token_inputs[name][row, :start] = value
-        for name, value in prompt.inputs.items():
-            others.setdefault(name, []).append(value)
-        if clash := _clash(seen, example.problem, prompt):
-            raise ValueError(clash)
     return Batch(
-        inputs={"input_ids": ids, **token_inputs, **{name: torch.cat(values) for name, values in others.items()}},
+        inputs={"input_ids": ids, **token_inputs, **others},
         labels=labels,
         weights=torch.tensor([example.weight for example in examples], dtype=torch.float32),
         tokens=int((labels != IGNORE).sum()),
     )
+
+
+def image_inputs(examples: Sequence[TrainingExample], prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
+    """The inputs of prompts that do not count tokens, concatenated along their first dimension.
+
+    Raises ValueError where their shapes disagree, and for an empty response.
+    """
+    others: dict[str, list[Tensor]] = {}
+    seen: dict[str, tuple[str, torch.Size]] = {}
+    for example, prompt in zip(examples, prompts):
+        if len(example.response_ids) == 0:
+            raise ValueError(f"problem {example.problem.id!r}: the response to imitate is empty")
+        for name, value in prompt.inputs.items():
+            others.setdefault(name, []).append(value)
+        if clash := _clash(seen, example.problem, prompt):
+            raise ValueError(clash)
+    return {name: torch.cat(values) for name, values in others.items()}

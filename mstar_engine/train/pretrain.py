@@ -21,6 +21,7 @@ from transformers import ProcessorMixin
 from mstar_engine.config import PretrainConfig
 from mstar_engine.data.digits import captions
 from mstar_engine.data.tiles import CELL, COLOURS, GRID, Tile, digit_of, render, scans
+from mstar_engine.models.backbone import hidden_states
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.train.collate import collate, imitate
 from mstar_engine.train.schedule import Schedule
@@ -207,7 +208,7 @@ def _check_loss(
     begins = [len(encoder.encode(example.problem).input_ids) for example in examples]
     rows = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor([len(one.digits) for one in batch]))
     columns = np.concatenate([begin + example.positions for begin, example in zip(begins, examples)])
-    hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[rows, torch.from_numpy(columns).long()]
+    hidden = hidden_states(model, **inputs)[rows, torch.from_numpy(columns).long()]
     words = model.get_output_embeddings().weight
     labels = torch.from_numpy(np.concatenate([example.labels for example in examples]))
     digits = torch.tensor([digit for one in batch for digit in one.digits])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mstar_engine.models.loading import load_model
 from mstar_engine.reward.forms import FORMS
@@ -42,10 +43,20 @@ class StepQuality:
     threshold: float
 
 
-def new_prm(path: str | Path, form: str, where: str, *, seed: int, dtype: str, **options: Any) -> ProcessRewardModel:
+def new_prm(
+    path: str | Path,
+    form: str,
+    where: str,
+    *,
+    seed: int,
+    dtype: str,
+    attn_implementation: str = "sdpa",
+    device: str | torch.device = "cpu",
+    **options: Any,
+) -> ProcessRewardModel:
     """An unfitted process reward model on any checkpoint, such as the warmed-up policy's; `form` one of ours."""
     row = FORMS[form]
-    model, processor = load_model(path, dtype=dtype)
+    model, processor = load_model(path, dtype=dtype, attn_implementation=attn_implementation, device=device)
     if row.head == "label_tokens":
         head = build_head(row, model, processor, where)
     else:
@@ -80,10 +91,13 @@ def fit_prm(
     weight_decay: float,
     seed: int,
     progress: Callable[[StepStats], None] | None = None,
+    max_tokens: int | None = None,
+    bf16: bool = False,
+    gradient_checkpointing: bool = False,
 ) -> float:
     """Fit model and head to the examples; the mean loss of the last epoch, in nats a step.
 
-    `schedule` gives the learning rates for a number of optimizer steps.
+    `schedule` gives the learning rates for a number of optimizer steps. The last three are the Trainer's.
     """
     total = epochs * -(-len(examples) // batch_size)
     trainer = Trainer(
@@ -91,7 +105,10 @@ def fit_prm(
         prm.encoder,
         schedule(total),
         weight_decay=weight_decay,
+        max_tokens=max_tokens,
         objective=StepObjective(),
+        bf16=bf16,
+        gradient_checkpointing=gradient_checkpointing,
     )
     loss = 0.0
     for epoch in range(epochs):

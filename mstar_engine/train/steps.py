@@ -6,7 +6,7 @@ for hard labels (0 or 1) and soft ones (the share of completions that came out r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mstar_engine.models.backbone import hidden_states
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.reward.head import RewardHead
-from mstar_engine.train.collate import collate
+from mstar_engine.train.collate import collate, micro_batches
 from mstar_engine.types import Problem
 
 
@@ -43,8 +44,7 @@ class StepClassifier(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor], rows: Tensor, columns: Tensor) -> Tensor:
         """Logits [S, L] at (row, column) of a padded batch; see `collate.Batch` for `inputs`."""
-        hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
-        return self.head(hidden[rows, columns])
+        return self.head(hidden_states(self.model, **inputs)[rows, columns])
 
 
 class StepObjective:
@@ -53,6 +53,17 @@ class StepObjective:
     def count(self, examples: Sequence[StepExample]) -> int:
         """Steps of some examples."""
         return sum(len(example.labels) for example in examples)
+
+    def runs(
+        self,
+        model: nn.Module,
+        examples: Sequence[StepExample],
+        encoder: PromptEncoder,
+        max_tokens: int | None,
+        max_examples: int | None,
+    ) -> Iterator[list[StepExample]]:
+        """The examples, cut into what fits one forward pass; see `micro_batches`."""
+        return micro_batches(examples, encoder, max_tokens, max_examples)
 
     def loss(
         self, model: StepClassifier, examples: Sequence[StepExample], encoder: PromptEncoder, pad_id: int

@@ -8,16 +8,19 @@ the middle of an epoch too.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from mstar_engine.models.memory import checkpoint_activations, give_back
 from mstar_engine.models.prompts import PromptEncoder
-from mstar_engine.train.collate import micro_batches
+from mstar_engine.train.collate import length_of
 from mstar_engine.train.likelihood import Likelihood
+from mstar_engine.train.master import MasterWeights
 from mstar_engine.train.schedule import Schedule
 from mstar_engine.types import TrainingExample
 
@@ -27,6 +30,17 @@ class Objective(Protocol):
 
     def count(self, examples: Sequence[Any]) -> int:
         """Items of some examples."""
+        ...
+
+    def runs(
+        self,
+        model: nn.Module,
+        examples: Sequence[Any],
+        encoder: PromptEncoder,
+        max_tokens: int | None,
+        max_examples: int | None,
+    ) -> Iterator[list[Any]]:
+        """The examples in order, cut into what fits one forward pass."""
         ...
 
     def loss(self, model: nn.Module, examples: Sequence[Any], encoder: PromptEncoder, pad_id: int) -> Tensor:
@@ -65,9 +79,11 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
 class Trainer:
     """Trains `model` on examples with one AdamW for the whole run.
 
-    `max_grad_norm` clips the global gradient norm. `max_tokens` bounds one forward pass (tokens with padding); a batch
-    that exceeds it is accumulated over several. `objective` is the likelihood of responses unless given. Only
-    parameters with `requires_grad` at construction are trained; weight decay spares vectors (norms, biases).
+    `max_grad_norm` clips the global gradient norm. `max_tokens` bounds one forward pass (padding counts); a batch that
+    exceeds it is accumulated over several. `objective` is the likelihood of responses unless given. Only parameters
+    with `requires_grad` at construction are trained; weight decay spares vectors (norms, biases). With `bf16` the
+    parameters are bfloat16 and AdamW updates float32 copies of them, from gradients summed in float32 (see
+    `MasterWeights`). `gradient_checkpointing` computes activations twice instead of keeping them.
     """
 
     def __init__(
@@ -82,11 +98,17 @@ class Trainer:
         max_grad_norm: float = 1.0,
         max_tokens: int | None = None,
         objective: Objective | None = None,
+        bf16: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         trained = [p for p in model.parameters() if p.requires_grad]
+        if gradient_checkpointing:
+            checkpoint_activations(model)
+        self.masters = MasterWeights(trained) if bf16 else None
+        updated = trained if self.masters is None else self.masters.tensors
         groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in updated if p.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in updated if p.ndim < 2], "weight_decay": 0.0},
         ]
         self.model = model
         self.encoder = encoder
@@ -98,11 +120,25 @@ class Trainer:
         self.max_tokens = max_tokens
         self.objective = objective or Likelihood()
         self.global_step = 0
+        self.gradient_checkpointing = gradient_checkpointing
         self._trained = trained
+        self._updated = updated
         self._cursor: tuple[int, int] | None = None
 
-    def step(self, examples: Sequence[TrainingExample]) -> StepStats:
-        """One optimizer step on a batch. The loss is the objective's weighted sum, divided by the number of items."""
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, by name."""
+        ids = {id(parameter) for parameter in self._trained}
+        return {name: parameter for name, parameter in self.model.named_parameters() if id(parameter) in ids}
+
+    def updated(self, parameter: nn.Parameter) -> Tensor:
+        """What the optimizer updates for a parameter: itself, or its float32 copy."""
+        return parameter if self.masters is None else self.masters.of(parameter)
+
+    def step(self, examples: Sequence[TrainingExample], max_examples: int | None = None) -> StepStats:
+        """One optimizer step on a batch. The loss is the objective's weighted sum, divided by the number of items.
+
+        At most `max_examples` go through one forward pass. ValueError that names what to lower, out of memory.
+        """
         pad_id = self.encoder.tokenizer.pad_token_id or 0
         total = self.objective.count(examples)
         learning_rate = self.schedule(self.global_step)
@@ -110,17 +146,22 @@ class Trainer:
             group["lr"] = learning_rate
         training = self.model.training
         self.model.train()
-        loss = 0.0
-        for run in micro_batches(examples, self.encoder, self.max_tokens):
-            part = self.objective.loss(self.model, run, self.encoder, pad_id) / total
-            part.backward()
-            loss += part.item()
-        norm = torch.nn.utils.clip_grad_norm_(self._trained, self.max_grad_norm).item()
+        parts = []
+        with nullcontext() if self.masters is None else self.masters.gathering():
+            for run in self.objective.runs(self.model, examples, self.encoder, self.max_tokens, max_examples):
+                with self._in_memory(run):
+                    part = self.objective.loss(self.model, run, self.encoder, pad_id) / total
+                    part.backward()
+                parts.append(part.detach())
+        loss = sum(part.item() for part in parts)
+        norm = torch.nn.utils.clip_grad_norm_(self._updated, self.max_grad_norm).item()
         if not norm < float("inf"):
             self.optimizer.zero_grad(set_to_none=True)
             raise FloatingPointError(f"step {self.global_step}: loss {loss}, gradient norm {norm}; weights unchanged")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.masters is not None:
+            self.masters.publish()
         self.model.train(training)
         self.global_step += 1
         return StepStats(self.global_step - 1, loss, total, norm, learning_rate)
@@ -130,6 +171,7 @@ class Trainer:
         examples: Sequence[TrainingExample],
         *,
         batch_size: int,
+        max_examples: int | None = None,
         seed: int = 0,
         epoch: int = 0,
         max_steps: int | None = None,
@@ -138,8 +180,8 @@ class Trainer:
         """Visit every example once, in the order that (seed, epoch) gives; the last batch may be smaller.
 
         After `load_state_dict` of a state saved inside this epoch (from `progress`, say), it goes on behind the last
-        batch done, given the same examples. `max_steps` ends it early, when the global step reaches it. `progress` is
-        called after each step.
+        batch done, given the same examples. `max_examples` go through one forward pass at most (None: a batch).
+        `max_steps` ends it early, when the global step reaches it. `progress` is called after each step.
         """
         if batch_size < 1:
             raise ValueError(f"train_epoch: batch_size={batch_size}; allowed: 1 or more")
@@ -150,7 +192,7 @@ class Trainer:
         for first in range(start, len(order), batch_size):
             if max_steps is not None and self.global_step >= max_steps:
                 break
-            stats = self.step([examples[i] for i in order[first : first + batch_size]])
+            stats = self.step([examples[i] for i in order[first : first + batch_size]], max_examples)
             steps, tokens, loss = steps + 1, tokens + stats.tokens, loss + stats.loss * stats.tokens
             self._cursor = (epoch, first + batch_size)
             if progress is not None:
@@ -166,17 +208,53 @@ class Trainer:
         """Start the schedule again."""
         self.global_step = 0
 
+    def release(self) -> None:
+        """Give back what only a step needs: gradients and, on CUDA, what the allocator keeps of freed memory."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
+        give_back(self._trained[0].device)
+
     def state_dict(self) -> dict:
-        """Optimizer moments, global step and position inside the epoch; the weights are the model's own."""
+        """Optimizer moments, global step, position inside the epoch and master weights (None without); the weights are
+        the model's own."""
         cursor = None if self._cursor is None else list(self._cursor)
-        return {"optimizer": self.optimizer.state_dict(), "global_step": self.global_step, "cursor": cursor}
+        masters = None if self.masters is None else self.masters.tensors
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "global_step": self.global_step,
+            "cursor": cursor,
+            "masters": masters,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from a saved state, bit for bit."""
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.masters is not None:
+            self.masters.restore(state["masters"] or [None] * len(self._trained))
         self.resume_at(state["global_step"], state["cursor"])
 
     def resume_at(self, global_step: int, cursor: Sequence[int] | None) -> None:
         """Set the step count and the (epoch, examples done) inside a started epoch."""
         self.global_step = global_step
         self._cursor = None if cursor is None else (cursor[0], cursor[1])
+
+    @contextmanager
+    def _in_memory(self, examples: Sequence[Any]) -> Iterator[None]:
+        """Say what to lower when one forward and backward pass on some examples runs out of memory."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.model.zero_grad(set_to_none=True)
+            lengths = [length_of(example, self.encoder.encode(example.problem)) for example in examples]
+            ways = []
+            if len(examples) > 1:
+                ways.append(f"set train.max_tokens ({self.max_tokens or '0, no limit'}) below {sum(lengths)}")
+            if not self.gradient_checkpointing:
+                ways.append("set train.gradient_checkpointing=true")
+            if self.masters is None:
+                ways.append("set train.bf16=true with model.dtype=bfloat16")
+            raise ValueError(
+                f"train: out of memory in step {self.global_step}, in a pass over {len(examples)} examples of up to "
+                f"{max(lengths)} tokens; {', or '.join(ways) or 'a smaller model or a larger device is needed'}"
+            ) from error

@@ -8,9 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trees import Case, make_case
+from trees import Case, expected, in_plain_pytorch, make_case, one_group
 
-from mstar_kernels import reference
 from mstar_kernels import tree_attention as module
 from mstar_kernels.tree_attention import check_tree, tree_attention
 
@@ -28,12 +27,6 @@ def on_cpu(case: Case, isa: str = "", **options) -> torch.Tensor:
     window, softcap = options.pop("sliding_window", None), options.pop("softcap", None)
     check_tree(case.tree, rows=case.q.shape[0], num_blocks=case.k_cache.shape[0], block_size=case.k_cache.shape[2])
     return module._cpu(case.q, case.k_cache, case.v_cache, case.tree, case.positions, scale, window, softcap, isa)
-
-
-def expected(case: Case, **options) -> torch.Tensor:
-    case = case.to(torch.float64)
-    options.setdefault("scale", case.q.shape[2] ** -0.5)
-    return reference.tree_attention(case.q, case.k_cache, case.v_cache, case.tree, case.positions, **options)
 
 
 def assert_matches(case: Case, tolerance: float = 3e-6, isa: str = "", **options) -> None:
@@ -104,48 +97,6 @@ def test_error_at_most_twice_that_of_pytorch_in_the_same_precision(isa, dtype, s
         plain = (in_plain_pytorch(case, softcap).double() - truth).abs()
         assert ours.max() <= 2 * plain.max()
         assert ours.mean() <= 2 * plain.mean()
-
-
-def in_plain_pytorch(case: Case, softcap: float | None) -> torch.Tensor:
-    out = torch.zeros_like(case.q)
-    for row in range(len(case.q)):
-        k, v, _ = reference.gather_row(case.k_cache, case.v_cache, case.tree, row)
-        gqa = case.q.shape[1] // k.shape[1]
-        if not len(k):
-            continue
-        k, v = (x.transpose(0, 1).repeat_interleave(gqa, dim=0) for x in (k, v))
-        scores = (case.q[row, :, None] @ k.transpose(1, 2)) * case.q.shape[2] ** -0.5
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        out[row] = (scores.softmax(-1) @ v)[:, 0]
-    return out
-
-
-def one_group(
-    rows: int, shared: int, leaf_tokens: list[int], head_dim: int, block_size: int = 16, seed: int = 0
-) -> Case:
-    """A prompt of `shared` tokens above `rows` leaves of their own tokens; 2 key/value heads, 4 query heads."""
-    generator = torch.Generator().manual_seed(seed)
-    per_table = max(shared, *leaf_tokens) // block_size + 1
-    tables = torch.arange((rows + 1) * per_table, dtype=torch.int32).view(rows + 1, per_table)
-    shape = ((rows + 1) * per_table, 2, block_size, head_dim)
-    begins, ends = [0, *range(rows)], [rows, *range(1, rows + 1)]
-    to_int = lambda values: torch.tensor(values, dtype=torch.int32)  # noqa: E731
-    tree = module.Tree(
-        node_row_begin=to_int(begins),
-        node_row_end=to_int(ends),
-        node_table=to_int(list(range(rows + 1))),
-        node_length=to_int([shared, *leaf_tokens]),
-        node_start=to_int([0] + [shared] * rows),
-        block_table=tables,
-    )
-    return Case(
-        torch.randn(rows, 4, head_dim, generator=generator),
-        torch.randn(shape, generator=generator),
-        torch.randn(shape, generator=generator),
-        tree,
-        to_int([shared + tokens - 1 for tokens in leaf_tokens]),
-    )
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from dataclasses import dataclass
 
 import torch
 
+from mstar_kernels import reference
 from mstar_kernels.tree_attention import Tree
 
 
@@ -20,8 +22,17 @@ class Case:
     tree: Tree
     positions: torch.Tensor
 
-    def to(self, dtype: torch.dtype) -> Case:
-        return Case(self.q.to(dtype), self.k_cache.to(dtype), self.v_cache.to(dtype), self.tree, self.positions)
+    def to(self, target: torch.dtype | str) -> Case:
+        """In another precision, or on another device."""
+        q, k_cache, v_cache = (tensor.to(target) for tensor in (self.q, self.k_cache, self.v_cache))
+        if isinstance(target, torch.dtype):
+            return Case(q, k_cache, v_cache, self.tree, self.positions)
+        moved = {field.name: getattr(self.tree, field.name).to(target) for field in dataclasses.fields(self.tree)}
+        return Case(q, k_cache, v_cache, Tree(**moved), self.positions.to(target))
+
+
+def ints(values: list[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
 
 
 def make_case(
@@ -78,14 +89,63 @@ def make_case(
     for table, length in ends:
         last = int(tables[table, length // block_size])
         k_cache[last, :, length % block_size :] = v_cache[last, :, length % block_size :] = float("nan")
-    columns = [torch.tensor(column, dtype=torch.int32) for column in zip(*nodes)]
+    columns = [ints(column) for column in zip(*nodes)]
     tree = Tree(
         node_row_begin=columns[0],
         node_row_end=columns[1],
-        node_table=torch.tensor(table_of, dtype=torch.int32),
+        node_table=ints(table_of),
         node_length=columns[2],
         node_start=columns[3],
         block_table=tables,
     )
     q = torch.randn(len(positions), kv_heads * gqa, head_dim, generator=generator) * magnitude
-    return Case(q, k_cache, v_cache, tree, torch.tensor(positions, dtype=torch.int32))
+    return Case(q, k_cache, v_cache, tree, ints(positions))
+
+
+def one_group(
+    rows: int, shared: int, leaf_tokens: list[int], head_dim: int, block_size: int = 16, seed: int = 0, gqa: int = 2
+) -> Case:
+    """A prompt of `shared` tokens above `rows` leaves of their own tokens; 2 key/value heads."""
+    generator = torch.Generator().manual_seed(seed)
+    per_table = max(shared, *leaf_tokens) // block_size + 1
+    tables = torch.arange((rows + 1) * per_table, dtype=torch.int32).view(rows + 1, per_table)
+    shape = ((rows + 1) * per_table, 2, block_size, head_dim)
+    begins, ends = [0, *range(rows)], [rows, *range(1, rows + 1)]
+    tree = Tree(
+        node_row_begin=ints(begins),
+        node_row_end=ints(ends),
+        node_table=ints(list(range(rows + 1))),
+        node_length=ints([shared, *leaf_tokens]),
+        node_start=ints([0] + [shared] * rows),
+        block_table=tables,
+    )
+    return Case(
+        torch.randn(rows, 2 * gqa, head_dim, generator=generator),
+        torch.randn(shape, generator=generator),
+        torch.randn(shape, generator=generator),
+        tree,
+        ints([shared + tokens - 1 for tokens in leaf_tokens]),
+    )
+
+
+def expected(case: Case, **options) -> torch.Tensor:
+    """The reference in float64."""
+    case = case.to(torch.float64)
+    options.setdefault("scale", case.q.shape[2] ** -0.5)
+    return reference.tree_attention(case.q, case.k_cache, case.v_cache, case.tree, case.positions, **options)
+
+
+def in_plain_pytorch(case: Case, softcap: float | None) -> torch.Tensor:
+    """Row by row in the precision of the case, softmax included: what a kernel's error is measured by."""
+    out = torch.zeros_like(case.q)
+    for row in range(len(case.q)):
+        k, v, _ = reference.gather_row(case.k_cache, case.v_cache, case.tree, row)
+        gqa = case.q.shape[1] // k.shape[1]
+        if not len(k):
+            continue
+        k, v = (x.transpose(0, 1).repeat_interleave(gqa, dim=0) for x in (k, v))
+        scores = (case.q[row, :, None] @ k.transpose(1, 2)) * case.q.shape[2] ** -0.5
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        out[row] = (scores.softmax(-1) @ v)[:, 0]
+    return out

@@ -71,12 +71,12 @@ def test_nothing_is_told_twice_and_steps_number_on(tmp_path, monkeypatch) -> Non
         monkeypatch.setattr(module, "judge_response", lenient)
     original, taken = Trainer.step, []
 
-    def step(self, examples):
+    def step(self, *arguments):
         if self.objective.__class__.__name__ == "Likelihood":
             taken.append(self.global_step)
             if len(taken) == cut_at:
                 raise KeyboardInterrupt
-        return original(self, examples)
+        return original(self, *arguments)
 
     monkeypatch.setattr(Trainer, "step", step)
     changes = (

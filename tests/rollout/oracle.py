@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 
+from tests.rollout.oracle_ahead import Ahead
 from tests.rollout.oracle_blocks import ABORT, LENGTH, STOP, Group, Row
-from tests.rollout.oracle_holds import Hold, Holds
+from tests.rollout.oracle_holds import Hold
 
 IDLE, PREFILL, EXTEND, DECODE = range(4)
 
 
-class Oracle(Holds):
+class Oracle(Ahead):
     """See the module. The constructor and the methods take what the C++ class takes, lists instead of arrays."""
 
     def __init__(
@@ -133,8 +134,15 @@ class Oracle(Holds):
         return self.free[:], self.users[:], groups
 
     def rollback(self) -> None:
-        """Forget the outstanding plan."""
+        """Forget the newest outstanding plan."""
         assert self.plan is not None
+        if self.ahead is not None:
+            self.undo(self.ahead)
+            self.ahead = None
+            return
+        if "grown" in self.plan:
+            self.undo(self.plan)
+            return self.settle()
         self.free, self.users, groups = self.saved
         for group, admitted, prompt, rows in groups:
             group.admitted, group.prompt = admitted, prompt
@@ -155,16 +163,21 @@ class Oracle(Holds):
         assert len(tokens) == len(records) == len(plan["drawing"])
         kind = {PREFILL: "prefill_tokens", EXTEND: "extend_tokens", DECODE: "decode_tokens"}[plan["kind"]]
         self.totals[kind] += len(plan["slots"])
-        self.totals["sampled_tokens"] += len(tokens)
         self.totals["copies"] += len(plan["copy_src"])
         self.totals["preemptions"] += plan["preempted"]
         for (group, row), token, record in zip(plan["drawing"], tokens, records, strict=True):
+            if row.state == "done":  # it stopped when this step was planned already
+                continue
+            self.totals["sampled_tokens"] += 1
             row.tokens.append(token)
             row.records.append(record)
             if token in self.stop_ids:
                 self.end_row(group, row, STOP)
             elif len(row.tokens) == group.max_tokens:
                 self.end_row(group, row, LENGTH)
+        if self.ahead is not None:
+            self.plan, self.ahead = self.ahead, None
+            return
         self.complete()
         self.settle()
 
@@ -179,7 +192,8 @@ class Oracle(Holds):
             "problem": [group.problem for group, _ in rows],
             "position": [group.offset + len(row.tokens) for group, row in rows],
             "token_ids": [], "positions": [], "slots": [], "nodes": [], "copy_src": [], "copy_dst": [],
-            "group_ids": [], "token_begin": [0], "drawing": rows if kind != EXTEND else [], "preempted": 0,
+            "token_rows": [-1] * len(rows), "group_ids": [], "token_begin": [0],
+            "drawing": rows if kind != EXTEND else [], "preempted": 0,
         }  # fmt: skip
         for name in ("sample", "temperature", "top_k", "top_p", "min_p"):
             plan[name] = [group.params[name][row.index] for group, row in rows]
@@ -266,8 +280,7 @@ class Oracle(Holds):
 
     def admit(self) -> dict | None:
         """Start waiting groups in order, unless a preempted row waits too."""
-        running = len(self.rows_in("running"))
-        if self.rows_in("preempted") or (running and self.max_rows - running - self.reserved() < self.admit_rows):
+        if not self.admits():
             return None
         chosen: list[Group] = []
         for group in [group for group in self.live if not group.admitted]:

@@ -207,5 +207,5 @@ class Holds(Blocks):
                 ]
             for node in above:
                 node[1] = r + 1
-            leaves.append((r, r + 1, start, group.prompt_length + len(row.tokens) - unfed - start, row.blocks))
+            leaves.append((r, r + 1, start, group.prompt_length + len(row.tokens) - unfed - start, row.blocks[:]))
         return [tuple(node) for node in inner.values()] + leaves

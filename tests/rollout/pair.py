@@ -21,6 +21,7 @@ ROW_ARRAYS = (
     "min_p",
 )  # fmt: skip
 TOKEN_ARRAYS = ("token_ids", "positions", "slots")
+DECODE_ARRAYS = (*TOKEN_ARRAYS, "token_rows")
 COPY_ARRAYS = ("copy_src", "copy_dst")
 KINDS = {IDLE: "idle", PREFILL: "prefill", EXTEND: "extend", DECODE: "decode"}
 
@@ -37,7 +38,7 @@ class Pair:
         options = {"stop_ids": list(STOP_IDS), "record_width": 2} | options
         self.ours, self.oracle = _C.Scheduler(**options), Oracle(**options)
         plan = self.ours.plan
-        self.views = {name: getattr(plan, name) for name in (*ROW_ARRAYS, *TOKEN_ARRAYS, *COPY_ARRAYS)}
+        self.views = {name: getattr(plan, name) for name in (*ROW_ARRAYS, *DECODE_ARRAYS, *COPY_ARRAYS)}
         self.block_size, self.width = options["block_size"], options["record_width"]
         self.table, self.free = plan.block_table, options["num_blocks"]
         self.origins: dict[int, tuple] = {}
@@ -109,15 +110,27 @@ class Pair:
         assert kind == self.oracle.next_plan(), KINDS[kind]
         self.seen[KINDS[kind]] += 1
         if kind != IDLE:
-            self.compare_plan(kind)
+            self.compare_plan(kind, self.oracle.plan)
         return kind
 
-    def compare_plan(self, kind: int) -> None:
+    def plan_ahead(self) -> bool:
+        """Plan the next decode step before this one ends, in both; whether they did."""
+        planned = self.ours.plan_ahead()
+        assert planned == self.oracle.plan_ahead()
+        self.seen["ahead" if planned else "not ahead"] += 1
+        if planned:
+            alive = self.oracle.ahead["row_ids"] != self.oracle.plan["row_ids"]
+            self.seen["ahead of a thinned step"] += alive
+            self.compare_plan(DECODE, self.oracle.ahead)
+        return planned
+
+    def compare_plan(self, kind: int, wanted: dict) -> None:
         """Every array of the plan equals the specification's."""
-        plan, wanted = self.ours.plan, self.oracle.plan
+        plan = self.ours.plan
         assert plan.kind == kind
         counts = (plan.num_rows, plan.num_tokens, plan.num_copies)
-        for names, count in zip((ROW_ARRAYS, TOKEN_ARRAYS, COPY_ARRAYS), counts):
+        tokens = DECODE_ARRAYS if kind == DECODE else TOKEN_ARRAYS
+        for names, count in zip((ROW_ARRAYS, tokens, COPY_ARRAYS), counts):
             for name in names:
                 assert self.views[name][:count].tolist() == wanted[name], name
         assert plan.num_draws == len(wanted["drawing"])
@@ -192,6 +205,10 @@ class Pair:
 
     def rollback(self) -> None:
         """Undo in both."""
+        if self.oracle.ahead is not None or "grown" in self.oracle.plan:
+            self.seen["rollback of a step ahead"] += 1
+            self.ours.rollback()
+            return self.oracle.rollback()
         held = {hold.handle for hold in self.oracle.holds()}
         self.seen["rollback of stems"] += bool(held & set(self.oracle.plan["row_groups"]))
         forks = {group.handle for group, row in self.oracle.rows_in("running") if group.root and not row.tokens}
@@ -216,7 +233,6 @@ class Pair:
         for handle in ended:
             result = self.ours.take(handle)
             assert {name: array.tolist() for name, array in result.items()} == self.oracle.take(handle)
-            del self.origins[handle]
 
     def check(self, audit: bool = True) -> None:
         """Counts and invariants."""
@@ -279,10 +295,37 @@ def step(pair: Pair, rng: random.Random, stop_share: float, shadow: bool) -> Non
             pair.abort(rng.choice(pair.oracle.live).handle)
         if 0.5 < fate < 0.55:
             pair.rollback()
+        elif 0.6 < fate < 0.8:
+            run_ahead(pair, rng, stop_share, shadow)
         else:
             pair.commit(stop_share, rng, shadow)
     pair.check(audit=shadow)
     pair.collect()
+
+
+def run_ahead(pair: Pair, rng: random.Random, stop_share: float, shadow: bool) -> None:
+    """Steps planned each before the one in front of it has ended, until one may not be, or by chance."""
+    while True:
+        planned = pair.plan_ahead()
+        fate = rng.random()
+        if fate < 0.03 and pair.oracle.live:
+            pair.abort(rng.choice(pair.oracle.live).handle)
+        if fate > 0.95 and planned:
+            pair.rollback()
+            planned = pair.plan_ahead() if fate > 0.97 else False
+        if not planned:
+            break
+        pair.commit(stop_share, rng, shadow)
+        pair.check(audit=shadow)
+        pair.collect()
+        if 0.1 < fate < 0.15:
+            pair.submit(rng.randint(1, 6), rng.randint(1, 4), 1)
+        if 0.2 < fate < 0.3:
+            break
+    if rng.random() < 0.1:
+        pair.rollback()
+    else:
+        pair.commit(stop_share, rng, shadow)
 
 
 def main() -> None:

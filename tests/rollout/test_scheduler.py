@@ -208,14 +208,38 @@ def test_one_commit_per_plan():
         target.abort(9)
 
 
+def test_a_step_ahead_feeds_what_the_step_before_it_draws():
+    """Rows that stop are dropped from it; it is refused when something else may have to come next."""
+    target = scheduler()
+    with pytest.raises(RuntimeError, match="plan_ahead: no plan is outstanding"):
+        target.plan_ahead()
+    group = submit(target, 4, 4, 2)
+    target.next_plan()
+    assert not target.plan_ahead()  # behind a prefill
+    target.commit(np.array([5, 6], np.int32), np.zeros((2, 2), np.float32))
+    target.next_plan()
+    assert target.plan_ahead() and not target.plan_ahead()  # one step, not two
+    plan = target.plan
+    assert plan.token_rows[:2].tolist() == [0, 1] and plan.positions[:2].tolist() == [5, 5]
+    target.commit(np.array([0, 7], np.int32), np.zeros((2, 2), np.float32))  # 0 stops
+    assert target.plan_ahead()
+    assert plan.num_rows == 1 and plan.token_rows[0] == 1 and plan.positions[0] == 6
+    target.commit(np.array([8, 9], np.int32), np.ones((2, 2), np.float32))
+    assert not target.plan_ahead()  # the row reaches its length
+    target.commit(np.array([4], np.int32), np.zeros((1, 2), np.float32))
+    assert target.take(group)["tokens"].tolist() == [5, 0, 6, 7, 9, 4]
+
+
 # --- against the oracle ---
 
 
 def test_random_trace_agrees_with_the_oracle():
     """Thousands of steps on small schedulers, the model played on a shadow cache."""
     seen = replay(15_000, seed=1)
-    for event in ("prefill", "extend", "decode", "dropped prompt", "preempting step", "rollback", "abort"):
+    for event in ("prefill", "extend", "decode", "dropped prompt", "preempting step", "rollback", "abort", "ahead"):
         assert seen[event] > 100, (event, seen)
+    for event in ("not ahead", "ahead of a thinned step", "rollback of a step ahead"):
+        assert seen[event] > 50, (event, seen)
 
 
 @pytest.mark.slow
@@ -278,8 +302,16 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.outstanding())
     @rule()
+    def plan_ahead(self):
+        """The next step is planned before this one has ended."""
+        self.pair.plan_ahead()
+
+    @precondition(lambda self: self.outstanding())
+    @rule()
     def rollback(self):
-        """The step failed; the next plan must be the same one."""
+        """The step failed; the next plan must be the same one, unless rows have stopped under it."""
+        if self.pair.oracle.ahead is not None or "grown" in self.pair.oracle.plan:
+            return self.pair.rollback()
         kind, before = self.pair.oracle.plan["kind"], self.pair.oracle.plan["slots"]
         aborts = bool(self.pair.oracle.pending_aborts)
         waiting = self.pair.oracle.stats()["waiting"]

@@ -1,0 +1,136 @@
+"""Times on a device: warmed up, on inputs that are not in its cache, many calls, the median.
+
+On CUDA a side's calls are captured in a graph and its replays timed with device events, so that launches of a few
+microseconds are not timed by how fast the host can issue them; a side that cannot be captured is timed as it is issued,
+and its `how` says so. On the CPU the wall clock does.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+WARM_UPS = 2
+CACHES = 4
+"""The input sets of a side fill the L2 cache this many times."""
+LEAST_SECONDS = 2e-3
+"""A measurement is repeated between two events until it takes this long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """One side: a name for the table, and the same work once for each of several input sets.
+
+    `waits`: a call waits for the device, so it cannot be captured.
+    """
+
+    name: str
+    calls: tuple[Callable[[], object], ...]
+    waits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """`seconds` of one call, the median; `spread`, the middle half of the measurements in parts of it; `how`."""
+
+    seconds: float
+    spread: float
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A side that is warm: `run` goes through its `count` calls once."""
+
+    run: Callable[[], object]
+    count: int
+    how: str
+
+
+class Timer:
+    """Times sides on `device`, `turns` measurements each, the sides taking turns."""
+
+    def __init__(self, device: torch.device, turns: int) -> None:
+        self.device = device
+        self.turns = turns
+
+    def prepare(self, side: Rotation) -> Prepared:
+        """Warm a side up and, on CUDA, capture it."""
+
+        def run() -> None:
+            for call in side.calls:
+                call()
+
+        if self.device.type != "cuda":
+            run()
+            return Prepared(run, len(side.calls), "clock")
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        if side.waits:
+            return Prepared(run, len(side.calls), "events")
+        before, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                run()
+        except Exception:  # libraries raise many types here; what cannot be captured is timed as issued
+            torch.cuda.set_stream(before)  # a capture that fails leaves its own stream current
+            torch.cuda.synchronize()
+            return Prepared(run, len(side.calls), "events")
+        graph.replay()
+        return Prepared(graph.replay, len(side.calls), "graph")
+
+    def compare(self, sides: Sequence[Prepared]) -> list[Timing]:
+        """The times of the sides, turn by turn, so that a change of clocks or load hits all."""
+        loops = [max(1, round(LEAST_SECONDS / self._elapsed(side, 1))) for side in sides]
+        measured: list[list[float]] = [[] for _ in sides]
+        for _ in range(self.turns):
+            for side, count, seconds in zip(sides, loops, measured):
+                seconds.append(self._elapsed(side, count) / (count * side.count))
+        return [summary(seconds, side.how) for seconds, side in zip(measured, sides)]
+
+    def _elapsed(self, side: Prepared, loops: int) -> float:
+        if self.device.type != "cuda":
+            begin = time.perf_counter()
+            for _ in range(loops):
+                side.run()
+            return time.perf_counter() - begin
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        for _ in range(loops):
+            side.run()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) * 1e-3
+
+
+def summary(seconds: list[float], how: str) -> Timing:
+    """Median and spread of some measurements."""
+    median = statistics.median(seconds)
+    low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else (median,) * 3
+    return Timing(median, (high - low) / median, how)
+
+
+def input_sets(set_bytes: int, device: torch.device) -> int:
+    """How many input sets of `set_bytes` a side needs so that none is found in the cache when its turn comes again."""
+    if device.type != "cuda":
+        return 2
+    return max(2, -(-CACHES * torch.cuda.get_device_properties(device).L2_cache_size // set_bytes))
+
+
+def copy_bandwidth(device: torch.device, size: int) -> float:
+    """Bytes per second, read and written together, of copies of `size` bytes on the device."""
+    pairs = [(torch.ones(size, dtype=torch.uint8, device=device), torch.empty(size, dtype=torch.uint8, device=device))]
+    pairs.append(pairs[0][::-1])
+    timer = Timer(device, turns=9)
+    copies = Rotation("copy", tuple(lambda s=s, t=t: t.copy_(s) for s, t in pairs))
+    return 2 * size / timer.compare([timer.prepare(copies)])[0].seconds

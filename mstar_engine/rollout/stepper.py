@@ -1,0 +1,122 @@
+"""The steps of a wave: plan, run, draw, commit; and on a device the next decode step started before this one ends.
+
+A step that fails is rolled back, the one started behind it too, so the scheduler is as if neither had been planned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from mstar_engine.rollout.decoder import Drawn
+from mstar_engine.rollout.kv_cache import KVCache
+from mstar_engine.rollout.runner import ModelRunner
+from mstar_kernels import _C
+from mstar_kernels.sampling import sample_tokens
+
+if TYPE_CHECKING:
+    from mstar_engine.rollout.engine import RolloutEngine
+    from mstar_engine.rollout.wave import Pending
+
+PREFILL, EXTEND, DECODE = 1, 2, 3
+SAMPLING = ("logit_rows", "temperature", "top_k", "top_p", "min_p", "seed", "problem", "sample", "position")
+
+
+class Stepper:
+    """Runs the plans of one scheduler. `live` gives the problem of each of the scheduler's handles."""
+
+    def __init__(
+        self, engine: RolloutEngine, scheduler: _C.Scheduler, cache: KVCache, live: Mapping[int, Pending]
+    ) -> None:
+        self.engine = engine
+        self.scheduler = scheduler
+        self.plan = scheduler.plan
+        self.live = live
+        self.runner = ModelRunner(engine.model, cache, self.plan, engine.backend, engine.features)
+        self.decoder = engine.decoder_for(self.plan, cache, self.runner.last_row_only)
+        self._ahead: tuple[Drawn, np.ndarray] | None = None
+
+    def step(self) -> None:
+        """Run one plan to its commit. On return a decode step behind it may be running on the device."""
+        under_way, self._ahead = self._ahead, None
+        if under_way is None:
+            kind = self.scheduler.next_plan()
+        try:
+            if under_way is None and (kind != DECODE or self.decoder is None):
+                drawn = self._run(kind)
+            else:
+                drawn = self._decode(under_way)
+        except BaseException:
+            if self._ahead is not None:
+                self._ahead = None
+                self.scheduler.rollback()
+            self.scheduler.rollback()
+            raise
+        self.scheduler.commit(*drawn)
+
+    def _run(self, kind: int) -> tuple[np.ndarray, np.ndarray]:
+        """A plan from beginning to end; what it drew."""
+        plan = self.plan
+        if kind == PREFILL:
+            handles = plan.group_ids[: plan.num_groups].tolist()
+            logits = self.runner.prefill([self.live[handle].prompt for handle in handles])
+        elif kind == EXTEND:
+            self.runner.extend()
+        else:
+            logits = self.runner.decode()
+        if not plan.num_draws:  # what preempted rows had lost was computed again
+            return np.empty(0, np.int32), np.empty((0, 4), np.float32)
+        return self._sample(logits, plan.num_draws)
+
+    def _decode(self, under_way: tuple[Drawn, np.ndarray] | None) -> tuple[np.ndarray, np.ndarray]:
+        """A decode plan, with the one behind it started before its draws are waited for."""
+        drawn, groups = under_way or self._launch()
+        if self.scheduler.plan_ahead():
+            try:
+                self._ahead = self._launch()
+            except BaseException:
+                self.scheduler.rollback()
+                raise
+        tokens, records = drawn.wait()
+        bad = np.flatnonzero(tokens < 0).tolist()
+        if bad:
+            raise ValueError(self._unfit(bad, groups, drawn.rows["sample"], drawn.rows["position"], drawn.count))
+        return tokens, records
+
+    def _launch(self) -> tuple[Drawn, np.ndarray]:
+        """Start the newest plan; it, and the handles of its rows' groups."""
+        self.runner.copy_blocks()
+        groups = self.plan.row_groups[: self.plan.num_rows].copy()
+        return self.decoder.launch(self.plan, self.runner.rotary()), groups
+
+    def _sample(self, logits: torch.Tensor, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        plan, device = self.plan, logits.device
+        arrays = {name: torch.from_numpy(_signed(getattr(plan, name)[:rows])).to(device) for name in SAMPLING}
+        try:
+            drawn = sample_tokens(
+                logits, banned_ids=self.engine.banned_ids.to(device), backend=self.engine.backend, **arrays
+            )
+        except ValueError as error:
+            finite = torch.isfinite(logits).any(-1) & ~torch.isnan(logits).any(-1) & ~torch.isposinf(logits).any(-1)
+            bad = [r for r in range(rows) if not finite[int(plan.logit_rows[r])]]
+            if not bad:
+                raise
+            raise ValueError(self._unfit(bad, plan.row_groups, plan.sample, plan.position, rows)) from error
+        return drawn.tokens.cpu().numpy(), drawn.records.cpu().numpy()
+
+    def _unfit(
+        self, bad: Sequence[int], groups: np.ndarray, samples: np.ndarray, positions: np.ndarray, rows: int
+    ) -> str:
+        row = bad[0]
+        return (
+            f"rollout: logits are NaN or infinite for problem {self.live[int(groups[row])].problem.id}, sample "
+            f"{int(samples[row])}, at step {int(positions[row])} of the response ({len(bad)} of {rows} rows)"
+        )
+
+
+def _signed(array: np.ndarray) -> np.ndarray:
+    """torch has no arithmetic on uint64; the sampler reads the same 64 bits."""
+    return array.view(np.int64) if array.dtype == np.uint64 else array
