@@ -121,8 +121,8 @@ def attend_kernel(
             begin = tl.maximum(begin, (tl.min(hidden, 0) + 1) // KEYS * KEYS)
 
         top = tl.full([LANES], float("-inf"), tl.float32)
-        # In a narrow tile several warps share a row: summed up behind the loop, or two barriers a step are spent on it.
-        total = tl.zeros([LANES, KEYS], tl.float32) if KIND == 1 else tl.zeros([LANES], tl.float32)
+        # Where warps share a row, it is summed up behind the loop: in the loop, that would take two barriers a step.
+        total = tl.zeros([LANES, KEYS], tl.float32) if LANES == 16 else tl.zeros([LANES], tl.float32)
         weighted = tl.zeros([LANES, WIDTH], tl.float32)
         next_key = begin + tl.arange(0, KEYS)
         block = tl.load(table + next_key // BLOCK_SIZE, mask=next_key < end, other=0)
@@ -153,11 +153,11 @@ def attend_kernel(
             base = tl.where(new_top == float("-inf"), 0.0, new_top)  # no key seen yet
             weight = tl.exp2(score - base[:, None])
             shrink = tl.exp2(top - base)
-            total = total * shrink[:, None] + weight if KIND == 1 else total * shrink + tl.sum(weight, 1)
+            total = total * shrink[:, None] + weight if LANES == 16 else total * shrink + tl.sum(weight, 1)
             weighted = _dot(weight.to(q_tile.dtype), v.to(q_tile.dtype), weighted * shrink[:, None], WIDEN)
             top = new_top
 
-        if KIND == 1:
+        if LANES == 16:
             total = tl.sum(total, 1)
         partial = (kv_head.to(tl.int64) * max_slots + slot) * GROUP
         tl.store(tops + partial + lane, top, mask=is_lane)

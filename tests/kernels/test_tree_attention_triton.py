@@ -116,6 +116,16 @@ def test_nodes_cut_into_pieces_and_tiles(form: str, dtype: torch.dtype, narrow: 
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_many_partial_results_of_a_row(form: str) -> None:
+    case = one_group(rows=3, shared=144, leaf_tokens=[0, 3, 16], head_dim=16, gqa=3)
+    case = dataclasses.replace(case, q=case.q * 3)
+    work = plan(form, case, quantum=16, narrow_programs=60)
+    assert work.row_slots.diff()[:3].tolist() == [9, 10, 10]  # more than a program of the merge loads at once
+    for options in ({}, {"sliding_window": 100}):
+        assert_matches(form, case, work, **options)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_window_may_hide_pieces_from_some_rows_only(form: str) -> None:
     case = one_group(rows=3, shared=64, leaf_tokens=[1, 8, 40], head_dim=16)
     for window in (1, 10, 48):
