@@ -226,7 +226,7 @@ def run_ablation(
 ) -> int:
     """Run an ablation, print its table, write it as JSON, Markdown and a figure; returns the exit status."""
     # A scheduler's SIGTERM ends the runs as Ctrl-C does; else they would go on without their parent.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
     runs = AblationRuns(options, recipe, overrides, lambda line: print(line, flush=True))
     if dry_run:
         print(_plan(runs))
@@ -343,3 +343,8 @@ def _plan(runs: AblationRuns) -> str:
         state = "done" if all(runs._done(seed, preset) for seed in range(runs.options.seeds)) else "to do"
         lines.append(f"  {row:<30} preset={preset:<16} {state:<6} {' '.join(changed) or '(the reference)'}")
     return "\n".join(lines)
+
+
+def _interrupt(*_: object) -> None:
+    """Not by way of SIGINT, which a shell's background job ignores."""
+    raise KeyboardInterrupt

@@ -98,7 +98,7 @@ def test_a_run_that_fails_leaves_the_others(finished: Path, tmp_path: Path, caps
 
 
 def test_terminated_and_run_again(finished: Path, tmp_path: Path) -> None:
-    """SIGTERM ends the runs too, and the same command goes on to the same outcome."""
+    """SIGTERM ends the runs too, of a background job that ignores SIGINT; the same command goes on to the same outcome."""
     folder = tmp_path / "runs"
     rows = repr(TWO.rows)
     code = (
@@ -107,7 +107,9 @@ def test_terminated_and_run_again(finished: Path, tmp_path: Path) -> None:
         f"sys.exit(main({arguments(folder)!r}))"
     )
     with open(tmp_path / "log", "w") as log:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         child = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log)
+        signal.signal(signal.SIGINT, before)
         deadline = time.monotonic() + 120
         while not list(folder.glob("seed0/*/rollouts/*.p*")) and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import signal
 import threading
 from pathlib import Path
 
@@ -113,9 +114,13 @@ def test_an_interrupt_of_the_run_passes_through(monkeypatch) -> None:
             release.wait()
 
     guarded = Guarded(lambda: Slow("", ValueError()))
-    with pytest.raises(KeyboardInterrupt):
-        guarded.call("start", 60.0, "run", {}, Path())
-    release.set()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            guarded.call("start", 60.0, "run", {}, Path())
+    finally:
+        signal.signal(signal.SIGINT, before)
+        release.set()
     guarded.close()
     assert started.is_set()
 
