@@ -98,7 +98,7 @@ def test_a_run_that_fails_leaves_the_others(finished: Path, tmp_path: Path, caps
 
 
 def test_terminated_and_run_again(finished: Path, tmp_path: Path) -> None:
-    """SIGTERM ends the runs too, of a background job that ignores SIGINT; the same command goes on to the same outcome."""
+    """SIGTERM ends the runs too, where SIGINT is ignored as well; the same command goes on to the same outcome."""
     folder = tmp_path / "runs"
     rows = repr(TWO.rows)
     code = (
