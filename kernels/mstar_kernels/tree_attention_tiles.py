@@ -4,7 +4,7 @@ Predicted, not measured: a wide tile of 128 lanes holds the 16 x 7 = 112 lanes o
 of a group are read once; a narrow one of 16, the least a tensor core takes, the 7 of a row. A stage holds the keys and
 values of a tile: 32 KiB (16 KiB with heads of up to 64). Three stages keep two on their way to an SM from each of its
 programs. H200 needs 4.3 TB/s x 0.8 us / 132 SMs = 26 KiB on their way to each SM; three narrow programs (72 KiB of
-shared memory, up to 150 registers a thread) fit on one, and a wide program of its own.
+shared memory, up to 160 registers a thread) fit on one, and a wide program of its own.
 """
 
 from __future__ import annotations

@@ -181,12 +181,13 @@ def merge_kernel(
     WIDTH: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
-    """The output of one row and kv head a program, from its partial results, SLOTS at a time; zeros without any."""
+    """The output of HEADS query heads of a row a program, from its partial results, SLOTS at a time; zeros without."""
     row = tl.program_id(0)
-    kv_head = tl.program_id(1)
+    tiles: tl.constexpr = (GROUP + HEADS - 1) // HEADS
+    kv_head = tl.program_id(1) // tiles
     begin = tl.load(row_slots + row)
     end = tl.load(row_slots + row + 1)
-    head = tl.arange(0, HEADS)
+    head = tl.program_id(1) % tiles * HEADS + tl.arange(0, HEADS)
     d = tl.arange(0, WIDTH)
     is_element = d < HEAD_DIM
 
@@ -270,11 +271,16 @@ def launch(
         else:
             attend(WIDE, wide, work.tiling.wide_programs)
             attend(NARROW, narrow, work.tiling.narrow_programs)
-        merge_kernel[(rows, kv_heads)](
+        merged = merge_heads(group, width)
+        merge_kernel[(rows, kv_heads * triton.cdiv(group, merged))](
             work.row_slots, work.slots, tops, totals, sums, out, kv_heads, max_slots,
-            GROUP=group, HEAD_DIM=head_dim, HEADS=triton.next_power_of_2(group), WIDTH=width,
-            SLOTS=MERGE_SLOTS, **MERGE_OPTIONS,
+            GROUP=group, HEAD_DIM=head_dim, HEADS=merged, WIDTH=width, SLOTS=MERGE_SLOTS, **MERGE_OPTIONS,
         )  # fmt: skip
+
+
+def merge_heads(group: int, width: int) -> int:
+    """Query heads that a program of the merge takes: 1,024 numbers of a partial result, 4 KiB, at most."""
+    return min(triton.next_power_of_2(group), max(1, 1024 // width))
 
 
 @cache
