@@ -1,0 +1,167 @@
+"""The draw of `sample_tokens`: from what the pass left of each chunk to a token and its log-probabilities.
+
+One program a row. A chunk is looked at only while its bound allows a better score than the best found, so one or two
+are; of its ids only those within 10^-4 bits of the best in single precision are scored in double precision, as the
+reference scores all. Rows whose filters leave few ids are drawn from the list of these instead.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from mstar_kernels.sampling_pass_triton import BANNED_HERE, BEST, SCALED, SUM, TOP, WEIGHTED
+from mstar_kernels.sampling_terms_triton import (
+    LOG2_E,
+    LOWEST,
+    NO_ID,
+    exact_noise,
+    hashes,
+    is_banned,
+    rough_noise,
+    row_keys,
+    scale_of,
+)
+
+BOUND = tl.constexpr(32.0 + 0.0861 + 0.001)
+"""What the pass leaves out of a chunk's bound, in bits, and the rounding of float32."""
+ROUGH = tl.constexpr(1e-4)
+"""More than rough scores of two ids that may win can be wrong by together, in bits."""
+UNFIT, NOTHING_FINITE = tl.constexpr(-1), tl.constexpr(-2)
+"""Tokens of rows that hold NaN or +inf, and of rows with no finite logit."""
+
+CUT, LAST_TIE, KEPT, LISTED = (tl.constexpr(field) for field in range(4))
+"""What the filters leave of a row, float64 [R, 4]: ids are kept whose logit is above CUT, or equals it where the id is
+at most LAST_TIE; the sum of e^((x - top) / t) over them, -1 where the row has no filter; and how many ids the row's
+list holds, -1 where it does not hold all that are kept."""
+
+
+@triton.jit
+def load_chunk(x_row, first, vocabulary, banned_ids, banned, has_banned, SIZE: tl.constexpr):
+    """Ids from `first` and their logits, -inf behind the vocabulary and where banned."""
+    ids = first + tl.arange(0, SIZE)
+    x = tl.load(x_row + ids, mask=ids < vocabulary, other=float("-inf")).to(tl.float32)
+    if has_banned > 0:
+        x = tl.where(is_banned(ids, banned_ids, banned), float("-inf"), x)
+    return ids, x
+
+
+@triton.jit
+def _better(x, ids, is_kept, top, t, lift, factor, k0, k1, best, token, logit):
+    """The best of (best, token, logit) and of the ids kept, by exact score; the lowest id on a tie."""
+    h, r = hashes(ids, k0, k1)
+    rough = tl.where(is_kept, (x - top) * lift * factor + rough_noise(h, r), float("-inf"))
+    least = tl.maximum(tl.max(rough, 0), (best * LOG2_E).to(tl.float32)) - ROUGH
+    may_win = is_kept & (rough >= least)
+    id = tl.min(tl.where(may_win, ids, NO_ID), 0)
+    while id < NO_ID:
+        value = tl.max(tl.where(ids == id, x, float("-inf")), 0)
+        h, r = hashes(id, k0, k1)
+        score = (value.to(tl.float64) - top.to(tl.float64)) / t + exact_noise(h, r)
+        is_better = (score > best) | ((score == best) & (id < token))
+        best = tl.where(is_better, score, best)
+        token = tl.where(is_better, id, token)
+        logit = tl.where(is_better, value, logit)
+        id = tl.min(tl.where(may_win & (ids > id), ids, NO_ID), 0)
+    return best, token, logit
+
+
+@triton.jit
+def draw_kernel(
+    logits,
+    logit_rows,
+    temperature,
+    seed,
+    problem,
+    sample,
+    position,
+    banned_ids,
+    chunks_in,
+    cuts,
+    list_logits,
+    list_ids,
+    tokens,
+    records,
+    vocabulary,
+    chunks,
+    banned,
+    capacity,
+    CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    FILTERED: tl.constexpr,
+):
+    """Token and record of row program_id(0). Without FILTERED no row has a filter, and nothing is read of cuts."""
+    row = tl.program_id(0)
+    chunk = tl.arange(0, CHUNKS)
+    is_chunk = chunk < chunks
+    found = chunks_in + row.to(tl.int64) * (chunks * 6) + chunk
+    tops = tl.load(found + TOP * chunks, mask=is_chunk, other=LOWEST)
+    sums = tl.load(found + SUM * chunks, mask=is_chunk, other=0)
+    weighted = tl.load(found + WEIGHTED * chunks, mask=is_chunk, other=0)
+    scaled = tl.load(found + SCALED * chunks, mask=is_chunk, other=0)
+    bounds = tl.load(found + BEST * chunks, mask=is_chunk, other=float("-inf"))
+    row_logits = tl.load(logit_rows + row).to(tl.int64)
+    x_row = logits + row_logits * vocabulary
+    t = tl.load(temperature + row)
+    lift, factor = scale_of(tl.where(t > 0, t, 1.0))
+
+    top = tl.max(tops, 0)
+    shift = tl.maximum(tops - top, LOWEST)
+    decay = tl.exp2(shift * LOG2_E)
+    total = tl.sum((sums * decay).to(tl.float64), 0)
+    total_weighted = tl.sum((weighted * decay + shift * decay * sums).to(tl.float64), 0)
+    shift = shift * lift * factor
+    total_scaled = tl.sum((scaled * tl.exp2(shift)).to(tl.float64), 0)
+    kept = total_scaled
+
+    logit = top
+    token = tl.where(total == total, NOTHING_FINITE, UNFIT)
+    if total > 0:
+        if t == 0:
+            first = tl.min(tl.where(is_chunk & (tops == top), chunk, CHUNKS), 0)
+            has_banned = tl.load(chunks_in + row.to(tl.int64) * (chunks * 6) + BANNED_HERE * chunks + first)
+            ids, x = load_chunk(x_row, first * CHUNK, vocabulary, banned_ids, banned, has_banned, CHUNK)
+            token = tl.min(tl.where(x == top, ids, NO_ID), 0)
+        else:
+            k0, k1 = row_keys(seed, problem, sample, position, row)
+            exact_t = t.to(tl.float64)
+            best = tl.full([], float("-inf"), tl.float64)
+            bounds = tl.where(is_chunk, bounds + shift + BOUND, float("-inf"))
+            cut, last_tie, listed = tl.full([], float("-inf"), tl.float32), 0, -1
+            if FILTERED:
+                cut = tl.load(cuts + row * 4 + CUT).to(tl.float32)
+                last_tie = tl.load(cuts + row * 4 + LAST_TIE).to(tl.int32)
+                listed = tl.load(cuts + row * 4 + LISTED).to(tl.int32)
+                row_kept = tl.load(cuts + row * 4 + KEPT)
+                kept = tl.where(row_kept < 0, kept, row_kept)
+                bounds = tl.where((tops < cut) | (listed >= 0), float("-inf"), bounds)
+                for first in range(0, listed, CHUNK):
+                    place = first + tl.arange(0, CHUNK)
+                    at = row.to(tl.int64) * capacity + place
+                    x = tl.load(list_logits + at, mask=place < listed, other=float("-inf"))
+                    ids = tl.load(list_ids + at, mask=place < listed, other=NO_ID)
+                    is_kept = (x > cut) | ((x == cut) & (ids <= last_tie) & (x > float("-inf")))
+                    best, token, logit = _better(
+                        x, ids, is_kept, top, exact_t, lift, factor, k0, k1, best, token, logit
+                    )
+            bound = tl.max(bounds, 0)
+            while (bound > float("-inf")) & (bound >= best * LOG2_E):
+                first = tl.min(tl.where(bounds == bound, chunk, CHUNKS), 0)
+                bounds = tl.where(chunk == first, float("-inf"), bounds)
+                has_banned = tl.load(chunks_in + row.to(tl.int64) * (chunks * 6) + BANNED_HERE * chunks + first)
+                ids, x = load_chunk(x_row, first * CHUNK, vocabulary, banned_ids, banned, has_banned, CHUNK)
+                is_kept = (x > cut) | ((x == cut) & (ids <= last_tie) & (x > float("-inf")))
+                best, token, logit = _better(x, ids, is_kept, top, exact_t, lift, factor, k0, k1, best, token, logit)
+                bound = tl.max(bounds, 0)
+
+    tl.store(tokens + row, token)
+    d = logit.to(tl.float64) - top.to(tl.float64)
+    log_total = tl.log(total)
+    is_drawn = (t > 0) & (token >= 0)
+    d_scaled = d / tl.where(t > 0, t, 1.0).to(tl.float64)
+    # Rounding may leave a certain token a hair above probability one.
+    record = records + row * 4
+    tl.store(record, tl.minimum(d - log_total, 0.0).to(tl.float32))
+    tl.store(record + 1, tl.where(is_drawn, tl.minimum(d_scaled - tl.log(total_scaled), 0.0), 0.0).to(tl.float32))
+    tl.store(record + 2, tl.where(is_drawn, tl.minimum(d_scaled - tl.log(kept), 0.0), 0.0).to(tl.float32))
+    tl.store(record + 3, tl.maximum(log_total - total_weighted / total, 0.0).to(tl.float32))
