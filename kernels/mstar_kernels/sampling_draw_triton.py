@@ -1,8 +1,7 @@
 """The draw of `sample_tokens`: from what the pass left of each chunk to a token and its log-probabilities.
 
 One program a row. A chunk is looked at only while its bound allows a better score than the best found, so one or two
-are; of its ids only those within 10^-4 bits of the best in single precision are scored in double precision, as the
-reference scores all. Rows whose filters leave few ids are drawn from the list of these instead.
+are; nor is an id scored, in double precision as the reference scores all, unless its own bound allows it. Rows whose filters leave few ids are drawn from the list of these instead.
 """
 
 from __future__ import annotations
@@ -18,15 +17,12 @@ from mstar_kernels.sampling_terms_triton import (
     exact_noise,
     hashes,
     is_banned,
-    rough_noise,
     row_keys,
     scale_of,
 )
 
-BOUND = tl.constexpr(32.0 + 0.0861 + 0.001)
-"""What the pass leaves out of a chunk's bound, in bits, and the rounding of float32."""
-ROUGH = tl.constexpr(1e-4)
-"""More than rough scores of two ids that may win can be wrong by together, in bits."""
+ROUNDING = tl.constexpr(0.001)
+"""More than float32 may err in a bound that may win, in bits: such bounds are of terms below 100."""
 UNFIT, NOTHING_FINITE = tl.constexpr(-1), tl.constexpr(-2)
 """Tokens of rows that hold NaN or +inf, and of rows with no finite logit."""
 
@@ -47,22 +43,31 @@ def load_chunk(x_row, first, vocabulary, banned_ids, banned, has_banned, SIZE: t
 
 
 @triton.jit
-def _better(x, ids, is_kept, top, t, lift, factor, k0, k1, best, token, logit):
-    """The best of (best, token, logit) and of the ids kept, by exact score; the lowest id on a tie."""
-    h, r = hashes(ids, k0, k1)
-    rough = tl.where(is_kept, (x - top) * lift * factor + rough_noise(h, r), float("-inf"))
-    least = tl.maximum(tl.max(rough, 0), (best * LOG2_E).to(tl.float32)) - ROUGH
-    may_win = is_kept & (rough >= least)
-    id = tl.min(tl.where(may_win, ids, NO_ID), 0)
-    while id < NO_ID:
-        value = tl.max(tl.where(ids == id, x, float("-inf")), 0)
-        h, r = hashes(id, k0, k1)
-        score = (value.to(tl.float64) - top.to(tl.float64)) / t + exact_noise(h, r)
+def _better(x, ids, is_kept, x_at, id_at, first, top, t, lift, factor, k0, k, best, token, logit, SIZE: tl.constexpr):
+    """The best of (best, token, logit) and of the ids kept, by exact score; the lowest id on a tie.
+
+    The ids whose bound may beat the best are scored, likeliest first: -log(1 - v) >= v >= h 2^-32, and the bits of a
+    float32 are a logarithm never too large. x and ids are also found at the pointers; id_at None: from `first` on.
+    """
+    h, _ = hashes(ids, k0, k)
+    log_h = h.to(tl.float32).to(tl.int32, bitcast=True).to(tl.float32) * 1.1920928955078125e-07 - 127.0
+    bounds = tl.where(is_kept, (x - top) * lift * factor - log_h + (32.0 + ROUNDING), float("-inf"))
+    bound = tl.max(bounds, 0)
+    while (bound > float("-inf")) & (bound >= best * LOG2_E):
+        place = tl.arange(0, SIZE)
+        place_of_bound = tl.min(tl.where(bounds == bound, place, SIZE), 0)
+        bounds = tl.where(place == place_of_bound, float("-inf"), bounds)
+        bound = tl.max(bounds, 0)
+        value = tl.load(x_at + place_of_bound).to(tl.float32)
+        id = first + place_of_bound
+        if id_at is not None:
+            id = tl.load(id_at + place_of_bound)
+        h_of_id, r_of_id = hashes(id, k0, k)
+        score = (value.to(tl.float64) - top.to(tl.float64)) / t + exact_noise(h_of_id, r_of_id)
         is_better = (score > best) | ((score == best) & (id < token))
         best = tl.where(is_better, score, best)
         token = tl.where(is_better, id, token)
         logit = tl.where(is_better, value, logit)
-        id = tl.min(tl.where(may_win & (ids > id), ids, NO_ID), 0)
     return best, token, logit
 
 
@@ -123,10 +128,10 @@ def draw_kernel(
             ids, x = load_chunk(x_row, first * CHUNK, vocabulary, banned_ids, banned, has_banned, CHUNK)
             token = tl.min(tl.where(x == top, ids, NO_ID), 0)
         else:
-            k0, k1 = row_keys(seed, problem, sample, position, row)
+            k0, k = row_keys(seed, problem, sample, position, row)
             exact_t = t.to(tl.float64)
             best = tl.full([], float("-inf"), tl.float64)
-            bounds = tl.where(is_chunk, bounds + shift + BOUND, float("-inf"))
+            bounds = tl.where(is_chunk, bounds + shift + (32.0 + 0.0861 + ROUNDING), float("-inf"))
             cut, last_tie, listed = tl.full([], float("-inf"), tl.float32), 0, -1
             if FILTERED:
                 cut = tl.load(cuts + row * 4 + CUT).to(tl.float32)
@@ -136,22 +141,27 @@ def draw_kernel(
                 kept = tl.where(row_kept < 0, kept, row_kept)
                 bounds = tl.where((tops < cut) | (listed >= 0), float("-inf"), bounds)
                 for first in range(0, listed, CHUNK):
-                    place = first + tl.arange(0, CHUNK)
-                    at = row.to(tl.int64) * capacity + place
-                    x = tl.load(list_logits + at, mask=place < listed, other=float("-inf"))
-                    ids = tl.load(list_ids + at, mask=place < listed, other=NO_ID)
+                    place = tl.arange(0, CHUNK)
+                    x_at = list_logits + row.to(tl.int64) * capacity + first
+                    id_at = list_ids + row.to(tl.int64) * capacity + first
+                    x = tl.load(x_at + place, mask=place < listed - first, other=float("-inf"))
+                    ids = tl.load(id_at + place, mask=place < listed - first, other=NO_ID)
                     is_kept = (x > cut) | ((x == cut) & (ids <= last_tie) & (x > float("-inf")))
                     best, token, logit = _better(
-                        x, ids, is_kept, top, exact_t, lift, factor, k0, k1, best, token, logit
+                        x, ids, is_kept, x_at, id_at, 0, top, exact_t, lift, factor, k0, k, best, token, logit, CHUNK
                     )
             bound = tl.max(bounds, 0)
             while (bound > float("-inf")) & (bound >= best * LOG2_E):
-                first = tl.min(tl.where(bounds == bound, chunk, CHUNKS), 0)
-                bounds = tl.where(chunk == first, float("-inf"), bounds)
-                has_banned = tl.load(chunks_in + row.to(tl.int64) * (chunks * 6) + BANNED_HERE * chunks + first)
-                ids, x = load_chunk(x_row, first * CHUNK, vocabulary, banned_ids, banned, has_banned, CHUNK)
+                looked_at = tl.min(tl.where(bounds == bound, chunk, CHUNKS), 0)
+                bounds = tl.where(chunk == looked_at, float("-inf"), bounds)
+                first = looked_at * CHUNK
+                has_banned = tl.load(chunks_in + row.to(tl.int64) * (chunks * 6) + BANNED_HERE * chunks + looked_at)
+                ids, x = load_chunk(x_row, first, vocabulary, banned_ids, banned, has_banned, CHUNK)
                 is_kept = (x > cut) | ((x == cut) & (ids <= last_tie) & (x > float("-inf")))
-                best, token, logit = _better(x, ids, is_kept, top, exact_t, lift, factor, k0, k1, best, token, logit)
+                best, token, logit = _better(
+                    x, ids, is_kept, x_row + first, None, first, top, exact_t, lift, factor, k0, k, best, token, logit,
+                    CHUNK,
+                )  # fmt: skip
                 bound = tl.max(bounds, 0)
 
     tl.store(tokens + row, token)

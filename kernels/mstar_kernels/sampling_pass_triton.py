@@ -36,7 +36,7 @@ FIELDS = 6
 
 @triton.jit
 def _fold(
-    x, start, top, total, weighted, scaled, best, lift, factor, k1,
+    x, start, top, total, weighted, scaled, best, lift, factor, k,
     CAREFUL: tl.constexpr, NOISE: tl.constexpr, AT_ONE: tl.constexpr,
 ):  # fmt: skip
     """Add a tile x [REPEATS, LANES, WIDTH], whose hashes begin from `start`, to what each lane has.
@@ -61,7 +61,7 @@ def _fold(
             shift = shift * factor
             e = tl.exp2(d * factor)
             scaled = scaled * tl.exp2(shift) + tl.sum(tl.sum(e, 2), 0)
-        h = unfinished_hash(start, k1).to(tl.float32)
+        h = unfinished_hash(start, k).to(tl.float32)
         gap = e.to(tl.int32, bitcast=True) - h.to(tl.int32, bitcast=True)
         gap = tl.max(tl.max(gap, 2), 0).to(tl.float32) * 1.1920928955078125e-07
         best = tl.maximum(best + shift, gap)
@@ -97,11 +97,11 @@ def pass_kernel(
     repeat, lane, width = tl.arange(0, REPEATS), tl.arange(0, LANES), tl.arange(0, WIDTH)
     in_repeat = (repeat[:, None, None] * (LANES * WIDTH)) + width[None, None, :]
     at_lane = lane * WIDTH
-    offsets = in_repeat + at_lane[None, :, None]
+    place = tl.arange(0, TILE)
     x_row = logits + tl.load(logit_rows + row).to(tl.int64) * vocabulary
     t = tl.load(temperature + row)
     lift, factor = scale_of(tl.where(t > 0, t, 1.0))
-    k0, k1 = row_keys(seed, problem, sample, position, row)
+    k0, k = row_keys(seed, problem, sample, position, row)
     # Multiplied apart, so that an element's id costs one addition of a constant.
     element_hash = in_repeat.to(tl.uint32) * 0x9E3779B1
     has_banned = holds_banned(banned_ids, banned, begin, end, BANNED)
@@ -113,25 +113,25 @@ def pass_kernel(
     if not careful:
         if t == 0:
             for first in tl.range(begin, begin + CHUNK, TILE, num_stages=STAGES):
-                x = tl.load(x_row + first + offsets).to(tl.float32)
+                x = tl.reshape(tl.load(x_row + first + place).to(tl.float32), [REPEATS, LANES, WIDTH])
                 start = ((first + at_lane).to(tl.uint32) * 0x9E3779B1 + k0)[None, :, None] + element_hash
                 top, total, weighted, scaled, best = _fold(
-                    x, start, top, total, weighted, scaled, best, lift, factor, k1, False, False, False
+                    x, start, top, total, weighted, scaled, best, lift, factor, k, False, False, False
                 )
         elif t == 1:
             for first in tl.range(begin, begin + CHUNK, TILE, num_stages=STAGES):
-                x = tl.load(x_row + first + offsets).to(tl.float32)
+                x = tl.reshape(tl.load(x_row + first + place).to(tl.float32), [REPEATS, LANES, WIDTH])
                 start = ((first + at_lane).to(tl.uint32) * 0x9E3779B1 + k0)[None, :, None] + element_hash
                 top, total, weighted, scaled, best = _fold(
-                    x, start, top, total, weighted, scaled, best, lift, factor, k1, False, True, True
+                    x, start, top, total, weighted, scaled, best, lift, factor, k, False, True, True
                 )
             scaled = total
         else:
             for first in tl.range(begin, begin + CHUNK, TILE, num_stages=STAGES):
-                x = tl.load(x_row + first + offsets).to(tl.float32)
+                x = tl.reshape(tl.load(x_row + first + place).to(tl.float32), [REPEATS, LANES, WIDTH])
                 start = ((first + at_lane).to(tl.uint32) * 0x9E3779B1 + k0)[None, :, None] + element_hash
                 top, total, weighted, scaled, best = _fold(
-                    x, start, top, total, weighted, scaled, best, lift, factor, k1, False, True, False
+                    x, start, top, total, weighted, scaled, best, lift, factor, k, False, True, False
                 )
         check = tl.sum(weighted, 0)
         careful = check != check
@@ -140,14 +140,15 @@ def pass_kernel(
         top, best = nothing + LOWEST, nothing - float("inf")
         total, weighted, scaled = nothing, nothing, nothing
         for first in tl.range(begin, end, TILE, num_stages=STAGES):
-            ids = first + offsets
+            ids = first + place
             x = tl.load(x_row + ids, mask=ids < vocabulary, other=float("-inf")).to(tl.float32)
             if has_banned > 0:
                 x = tl.where(is_banned(ids, banned_ids, banned), float("-inf"), x)
+            x = tl.reshape(x, [REPEATS, LANES, WIDTH])
             is_unfit |= tl.max(tl.max(((x != x) | (x == float("inf"))).to(tl.int32), 2), 0)
             start = ((first + at_lane).to(tl.uint32) * 0x9E3779B1 + k0)[None, :, None] + element_hash
             top, total, weighted, scaled, best = _fold(
-                x, start, top, total, weighted, scaled, best, lift, factor, k1, True, True, False
+                x, start, top, total, weighted, scaled, best, lift, factor, k, True, True, False
             )
 
     chunk_top = tl.max(top, 0)

@@ -1,7 +1,7 @@
 """What the Triton kernels over logits share: keys, hashes and noise of a draw, order-preserving keys, banned ids.
 
-The noise is that of `reference.gumbel_noise`. Integers wrap as unsigned; `exact_noise` equals the reference's up to the
-last places of a logarithm, `rough_noise` is close enough to leave few ids to compare exactly.
+The noise is that of `reference.gumbel_noise`. Integers wrap as unsigned, and `exact_noise` equals the reference's up to
+the last places of a logarithm.
 """
 
 from __future__ import annotations
@@ -25,50 +25,39 @@ def _splitmix64(z):
 
 @triton.jit
 def row_keys(seed, problem, sample, position, row):
-    """The two halves, low first, of the key of draw `row`; the other arguments are pointers to the addresses."""
+    """k0 and k = k1 ^ (k1 >> 13), where k0 and k1 are the halves of draw `row`'s key, low first.
+
+    The other arguments are pointers to the addresses. The hash takes k1 in two places, which k makes one.
+    """
     key = _splitmix64(tl.load(seed + row).to(tl.uint64))
     key = _splitmix64(key ^ tl.load(problem + row).to(tl.uint64))
     key = _splitmix64(key ^ tl.load(sample + row).to(tl.int64).to(tl.uint64))
     key = _splitmix64(key ^ tl.load(position + row).to(tl.int64).to(tl.uint64))
-    return key.to(tl.uint32), (key >> 32).to(tl.uint32)
+    return key.to(tl.uint32), ((key >> 32) ^ (key >> 45)).to(tl.uint32)
 
 
 @triton.jit
-def unfinished_hash(x, k1):
+def unfinished_hash(x, k):
     """The hash of a token id before its last step, h = x ^ (x >> 16), where x was id * 0x9E3779B1 + k0 modulo 2^32.
 
     It equals h below 2^16 and is within a factor of 1 +- 2^-16 of it above.
     """
     x = (x ^ (x >> 16)) * 0x85EBCA6B
-    return (x ^ (x >> 13) ^ (k1 ^ (k1 >> 13))) * 0xC2B2AE35
+    return (x ^ (x >> 13) ^ k) * 0xC2B2AE35
 
 
 @triton.jit
-def hashes(ids, k0, k1):
+def hashes(ids, k0, k):
     """Both hashes of token ids, h and r: the noise is that of v = (h + (r + 0.5) 2^-32) 2^-32."""
     first = ids.to(tl.uint32) * 0x9E3779B1
-    h = unfinished_hash(first + k0, k1)
-    r = unfinished_hash(first + (k0 ^ 0x68E31DA4), k1 ^ 0xB5297A4D)
+    h = unfinished_hash(first + k0, k)
+    r = unfinished_hash(first + (k0 ^ 0x68E31DA4), k ^ 0xB52CD306)
     return h ^ (h >> 16), r ^ (r >> 16)
 
 
 @triton.jit
-def rough_noise(h, r):
-    """Gumbel noise -log2(-log(1 - v)) in bits, float32: absolute error below 2e-5, neither tail truncated.
-
-    1 - v is summed from the complements of the hashes, so that it keeps its precision where v is near 1; where v is
-    small, -log(1 - v) is its series.
-    """
-    v = (h.to(tl.float32) + (r.to(tl.float32) + 0.5) * 2.3283064365386963e-10) * 2.3283064365386963e-10
-    not_h, not_r = ~h, ~r
-    rest = (not_h.to(tl.float32) + (not_r.to(tl.float32) + 0.5) * 2.3283064365386963e-10) * 2.3283064365386963e-10
-    series = v * (1 + v * (0.5 + v * (0.33333333 + v * (0.25 + v * (0.2 + v * 0.16666667)))))
-    return -tl.log2(tl.where(v < 0.0625, series, -tl.log(rest)))
-
-
-@triton.jit
 def exact_noise(h, r):
-    """Gumbel noise in nats, float64, of v rounded as the reference rounds it."""
+    """Gumbel noise -log(-log(1 - v)) in nats, float64, of v rounded as the reference rounds it: neither tail is cut."""
     v = (h.to(tl.float64) + (r.to(tl.float64) + 0.5) * 2.3283064365386963e-10) * 2.3283064365386963e-10
     rest = 1.0 - v
     # log(1 + x) = log(w) x / (w - 1), w being 1 + x rounded: the two roundings cancel.
