@@ -28,8 +28,8 @@ UNFIT, NOTHING_FINITE = tl.constexpr(-1), tl.constexpr(-2)
 
 CUT, LAST_TIE, KEPT, LISTED = (tl.constexpr(field) for field in range(4))
 """What the filters leave of a row, float64 [R, 4]: ids are kept whose logit is above CUT, or equals it where the id is
-at most LAST_TIE; the sum of e^((x - top) / t) over them, -1 where the row has no filter; and how many ids the row's
-list holds, -1 where it does not hold all that are kept."""
+at most LAST_TIE; the sum of e^((x - top) / t) over them, -1 where the row has no filter; and how many logits the
+row's list has, -1 where it is not to be used."""
 
 
 @triton.jit
@@ -43,11 +43,15 @@ def load_chunk(x_row, first, vocabulary, banned_ids, banned, has_banned, SIZE: t
 
 
 @triton.jit
-def _better(x, ids, is_kept, x_at, id_at, first, top, t, lift, factor, k0, k, best, token, logit, SIZE: tl.constexpr):
+def _better(
+    x, ids, is_kept, at, first, places, top, t, lift, factor, k0, k, best, token, logit,
+    SIZE: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     """The best of (best, token, logit) and of the ids kept, by exact score; the lowest id on a tie.
 
     The ids whose bound may beat the best are scored, likeliest first: -log(1 - v) >= v >= h 2^-32, and the bits of a
-    float32 are a logarithm never too large. x and ids are also found at the pointers; id_at None: from `first` on.
+    float32 are a logarithm never too large. `at` points to the same logits, of ids from `first` on,
+    or, where `places` is not None, in groups of WIDTH whose first ids are there.
     """
     h, _ = hashes(ids, k0, k)
     log_h = h.to(tl.float32).to(tl.int32, bitcast=True).to(tl.float32) * 1.1920928955078125e-07 - 127.0
@@ -58,10 +62,10 @@ def _better(x, ids, is_kept, x_at, id_at, first, top, t, lift, factor, k0, k, be
         place_of_bound = tl.min(tl.where(bounds == bound, place, SIZE), 0)
         bounds = tl.where(place == place_of_bound, float("-inf"), bounds)
         bound = tl.max(bounds, 0)
-        value = tl.load(x_at + place_of_bound).to(tl.float32)
+        value = tl.load(at + place_of_bound).to(tl.float32)
         id = first + place_of_bound
-        if id_at is not None:
-            id = tl.load(id_at + place_of_bound)
+        if places is not None:
+            id = tl.load(places + place_of_bound // WIDTH) + place_of_bound % WIDTH
         h_of_id, r_of_id = hashes(id, k0, k)
         score = (value.to(tl.float64) - top.to(tl.float64)) / t + exact_noise(h_of_id, r_of_id)
         is_better = (score > best) | ((score == best) & (id < token))
@@ -84,15 +88,16 @@ def draw_kernel(
     chunks_in,
     cuts,
     list_logits,
-    list_ids,
+    list_places,
     tokens,
     records,
     vocabulary,
     chunks,
     banned,
-    capacity,
+    room,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
+    WIDTH: tl.constexpr,
     FILTERED: tl.constexpr,
 ):
     """Token and record of row program_id(0). Without FILTERED no row has a filter, and nothing is read of cuts."""
@@ -142,14 +147,15 @@ def draw_kernel(
                 bounds = tl.where((tops < cut) | (listed >= 0), float("-inf"), bounds)
                 for first in range(0, listed, CHUNK):
                     place = tl.arange(0, CHUNK)
-                    x_at = list_logits + row.to(tl.int64) * capacity + first
-                    id_at = list_ids + row.to(tl.int64) * capacity + first
-                    x = tl.load(x_at + place, mask=place < listed - first, other=float("-inf"))
-                    ids = tl.load(id_at + place, mask=place < listed - first, other=NO_ID)
+                    at = list_logits + row.to(tl.int64) * room * WIDTH + first
+                    places = list_places + row.to(tl.int64) * room + first // WIDTH
+                    x = tl.load(at + place, mask=place < listed - first, other=float("-inf")).to(tl.float32)
+                    ids = tl.load(places + place // WIDTH, mask=place < listed - first, other=0) + place % WIDTH
                     is_kept = (x > cut) | ((x == cut) & (ids <= last_tie) & (x > float("-inf")))
                     best, token, logit = _better(
-                        x, ids, is_kept, x_at, id_at, 0, top, exact_t, lift, factor, k0, k, best, token, logit, CHUNK
-                    )
+                        x, ids, is_kept, at, 0, places, top, exact_t, lift, factor, k0, k, best, token, logit,
+                        CHUNK, WIDTH,
+                    )  # fmt: skip
             bound = tl.max(bounds, 0)
             while (bound > float("-inf")) & (bound >= best * LOG2_E):
                 looked_at = tl.min(tl.where(bounds == bound, chunk, CHUNKS), 0)
@@ -159,8 +165,8 @@ def draw_kernel(
                 ids, x = load_chunk(x_row, first, vocabulary, banned_ids, banned, has_banned, CHUNK)
                 is_kept = (x > cut) | ((x == cut) & (ids <= last_tie) & (x > float("-inf")))
                 best, token, logit = _better(
-                    x, ids, is_kept, x_row + first, None, first, top, exact_t, lift, factor, k0, k, best, token, logit,
-                    CHUNK,
+                    x, ids, is_kept, x_row + first, first, None, top, exact_t, lift, factor, k0, k, best, token,
+                    logit, CHUNK, WIDTH,
                 )  # fmt: skip
                 bound = tl.max(bounds, 0)
 

@@ -23,128 +23,128 @@ TOP_K, TOP_P, MIN_P = (tl.constexpr(criterion) for criterion in range(3))
 
 
 @triton.jit
-def _weight(x, top, lift, factor):
-    return tl.exp2((x - top) * lift * factor)
+def _weight(x, top, scale):
+    return tl.exp2((x - top) * scale)
 
 
 @triton.jit
-def _load(x_row, list_row, from_list, first, length, has_banned, banned_ids, banned, BLOCK: tl.constexpr):
-    """Logits [BLOCK] from place `first` of the row, or of its list; -inf behind the end and where banned."""
-    place = first + tl.arange(0, BLOCK)
-    if from_list:
-        x = tl.load(list_row + place, mask=place < length, other=float("-inf"))
-    else:
-        x = tl.load(x_row + place, mask=place < length, other=float("-inf")).to(tl.float32)
-        if banned > 0:
-            if tl.load(has_banned + first // BLOCK) > 0:
-                x = tl.where(is_banned(place, banned_ids, banned), float("-inf"), x)
+def _load(x_row, first, vocabulary, has_banned, banned_ids, banned, GROUPS: tl.constexpr, WIDTH: tl.constexpr):
+    """Logits [GROUPS, WIDTH] of the row from id `first`; -inf behind its end and where banned."""
+    ids = first + tl.arange(0, GROUPS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    x = tl.load(x_row + ids, mask=ids < vocabulary).to(tl.float32)
+    if (first + GROUPS * WIDTH > vocabulary) | (tl.load(has_banned + first // (GROUPS * WIDTH)) > 0):
+        x = tl.where((ids < vocabulary) & ~is_banned(ids, banned_ids, banned), x, float("-inf"))
     return x
 
 
 @triton.jit
+def _load_listed(list_row, first, listed, GROUPS: tl.constexpr, WIDTH: tl.constexpr):
+    """Logits [GROUPS, WIDTH] of the list from group `first`; -inf behind its end."""
+    group = first + tl.arange(0, GROUPS)[:, None]
+    place = group * WIDTH + tl.arange(0, WIDTH)[None, :]
+    return tl.load(list_row + place, mask=group < listed, other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
 def _above(
-    value, x_row, list_row, from_list, length, has_banned, banned_ids, banned, top, lift, factor,
-    BLOCK: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
+    value, high, x_row, list_row, listed, vocabulary, has_banned, banned_ids, banned, top, scale,
+    GROUPS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Mass of the logits above a value, and how many they are: both float64."""
-    REPEATS: tl.constexpr = BLOCK // (LANES * WIDTH)
-    mass = tl.zeros([LANES], tl.float64)
-    count = tl.zeros([LANES], tl.int32)
-    for first in range(0, length, BLOCK):
-        x = _load(x_row, list_row, from_list, first, length, has_banned, banned_ids, banned, BLOCK)
-        x = tl.reshape(x, [REPEATS, LANES, WIDTH])
-        is_above = x > value
-        weight = tl.where(is_above, _weight(x, top, lift, factor), 0.0)
-        mass += tl.sum(tl.sum(weight, 2), 0).to(tl.float64)
-        count += tl.sum(tl.sum(is_above.to(tl.int32), 2), 0)
+    """Mass of the logits above a value, up to `high`, and how many they are: of the list, or with `listed` -1 the row."""
+    mass = tl.zeros([GROUPS], tl.float64)
+    count = tl.zeros([GROUPS], tl.int32)
+    length = tl.where(listed < 0, vocabulary, listed * WIDTH)
+    for first in range(0, length, GROUPS * WIDTH):
+        if listed < 0:
+            x = _load(x_row, first, vocabulary, has_banned, banned_ids, banned, GROUPS, WIDTH)
+        else:
+            x = _load_listed(list_row, first // WIDTH, listed, GROUPS, WIDTH)
+        is_above = (x > value) & (x <= high)
+        mass += tl.sum(tl.where(is_above, _weight(x, top, scale), 0.0), 1).to(tl.float64)
+        count += tl.sum(is_above.to(tl.int32), 1)
     return tl.sum(mass, 0), tl.sum(count, 0).to(tl.float64)
 
 
 @triton.jit
 def _gather(
-    low, high, x_row, list_row, id_row, vocabulary, has_banned, banned_ids, banned, top, lift, factor,
-    CAPACITY: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
+    low, high, x_row, list_row, places_row, vocabulary, has_banned, banned_ids, banned, top, scale,
+    CAPACITY: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Lists the finite logits in [low, high] and their ids, in order of id, as far as there is room.
+    """Lists, in order, the groups of WIDTH logits that have one in [low, high]; what is beyond CAPACITY is lost.
 
-    Returns how many they are, how many are above `high`, and the mass of these and of the whole row.
+    Returns how many groups that is; mass and number of the logits above `high`; the same of those in [low, high].
     """
-    REPEATS: tl.constexpr = BLOCK // (LANES * WIDTH)
-    all_mass = tl.zeros([LANES], tl.float64)
-    high_mass = tl.zeros([LANES], tl.float64)
-    high_count = tl.zeros([LANES], tl.int32)
+    high_mass = tl.zeros([GROUPS], tl.float64)
+    mass = tl.zeros([GROUPS], tl.float64)
+    counts = tl.zeros([GROUPS], tl.int64)  # of logits in the bracket, and 2^32 times of those above it
     listed = tl.full([], 0, tl.int32)
-    for first in tl.range(0, vocabulary, BLOCK, num_stages=STAGES):
-        place = first + tl.arange(0, BLOCK)
-        x = tl.load(x_row + place, mask=place < vocabulary, other=float("-inf")).to(tl.float32)
-        if banned > 0:
-            if tl.load(has_banned + first // BLOCK) > 0:
-                x = tl.where(is_banned(place, banned_ids, banned), float("-inf"), x)
-        x = tl.reshape(x, [REPEATS, LANES, WIDTH])
-        ids = tl.reshape(place, [REPEATS, LANES, WIDTH])
-        weight = _weight(x, top, lift, factor)
-        is_high = x > high
-        all_mass += tl.sum(tl.sum(weight, 2), 0).to(tl.float64)
-        high_mass += tl.sum(tl.sum(tl.where(is_high, weight, 0.0), 2), 0).to(tl.float64)
-        high_count += tl.sum(tl.sum(is_high.to(tl.int32), 2), 0)
-        is_listed = (x >= low) & (x > float("-inf")) & (x <= high)
-        counted = is_listed.to(tl.int32)
-        before = tl.cumsum(counted, 2) - counted
-        of_lane = tl.reshape(tl.sum(counted, 2), [REPEATS * LANES])
-        before_lane = tl.reshape(tl.cumsum(of_lane, 0) - of_lane, [REPEATS, LANES])
-        at = listed + before_lane[:, :, None] + before
-        has_room = is_listed & (at < CAPACITY)
-        tl.store(list_row + at, x, mask=has_room)
-        tl.store(id_row + at, ids, mask=has_room)
-        listed += tl.sum(of_lane, 0)
+    group, width = tl.arange(0, GROUPS), tl.arange(0, WIDTH)
+    for first in tl.range(0, vocabulary, GROUPS * WIDTH, num_stages=STAGES):
+        ids = first + group[:, None] * WIDTH + width[None, :]
+        stored = tl.load(x_row + ids, mask=ids < vocabulary)
+        if (first + GROUPS * WIDTH > vocabulary) | (tl.load(has_banned + first // (GROUPS * WIDTH)) > 0):
+            fits = (ids < vocabulary) & ~is_banned(ids, banned_ids, banned)
+            stored = tl.where(fits, stored.to(tl.float32), float("-inf")).to(stored.dtype)
+        x = stored.to(tl.float32)
+        weight = _weight(x, top, scale)
+        is_high, is_inside = x > high, (x >= low) & (x <= high)
+        high_mass += tl.sum(tl.where(is_high, weight, 0.0), 1).to(tl.float64)
+        mass += tl.sum(tl.where(is_inside, weight, 0.0), 1).to(tl.float64)
+        inside = tl.sum(tl.where(is_high, 1 << 16, is_inside.to(tl.int32)), 1)
+        counts += (inside & 0xFFFF).to(tl.int64) + ((inside >> 16).to(tl.int64) << 32)
+        is_listed = ((inside & 0xFFFF) > 0).to(tl.int32)
+        at = tl.minimum(listed, CAPACITY) + tl.cumsum(is_listed, 0) - is_listed
+        tl.store(list_row + at[:, None] * WIDTH + width[None, :], stored, mask=(is_listed > 0)[:, None])
+        tl.store(places_row + at, first + group * WIDTH, mask=is_listed > 0)
+        listed += tl.sum(is_listed, 0)
     tl.debug_barrier()  # the list is read by other threads than wrote it
-    return listed, tl.sum(high_count, 0), tl.sum(high_mass, 0), tl.sum(all_mass, 0)
+    count = tl.sum(counts, 0)
+    return (
+        listed,
+        tl.sum(high_mass, 0), (count >> 32).to(tl.float64),
+        tl.sum(mass, 0), (count & 0xFFFFFFFF).to(tl.float64),
+    )  # fmt: skip
 
 
 @triton.jit
 def _bracket(
-    by_mass, target, total, x_row, vocabulary, banned_ids, banned, top, lift, factor,
-    CAPACITY: tl.constexpr, SAMPLE: tl.constexpr, PIVOTS: tl.constexpr,
+    by_mass, target, total, x_row, vocabulary, banned_ids, banned, top, scale,
+    CAPACITY: tl.constexpr, SAMPLE: tl.constexpr,
 ):  # fmt: skip
-    """Where the boundary is likely to be: (low, high), from SAMPLE logits of the row in groups of four.
+    """Where the boundary is likely to be, (low, high), from SAMPLE logits in groups of four, evenly apart.
 
-    What is before a pivot is what there is less what is behind it, for of the heaviest ids a sample knows nothing. The
-    bracket is five standard errors wide to each side, and a few ids.
+    It follows from what may be behind the boundary: of the heaviest ids, which are before it, a sample knows nothing.
+    The bracket is five standard errors wide to each side, and a few ids; its ends are keys without their low 16 bits.
     """
-    SPAN: tl.constexpr = 128
-    each = vocabulary.to(tl.float32) / SAMPLE
-    apart = vocabulary // 4
-    place = tl.arange(0, PIVOTS) * (SAMPLE // PIVOTS)
-    ids = ((place // 4).to(tl.int64) * apart // (SAMPLE // 4)).to(tl.int32) * 4 + place % 4
-    pivots = tl.load(x_row + ids).to(tl.float32)
+    place = tl.arange(0, SAMPLE)
+    group = (place // 4).to(tl.int64) * (vocabulary // 4) // (SAMPLE // 4)
+    ids = group.to(tl.int32) * 4 + place % 4
+    x = tl.load(x_row + ids).to(tl.float32)
     if banned > 0:
-        pivots = tl.where(is_banned(ids, banned_ids, banned), float("-inf"), pivots)
-    counts = tl.zeros([SPAN, PIVOTS], tl.float32)
-    masses = tl.zeros([SPAN, PIVOTS], tl.float32)
-    squares = tl.zeros([SPAN, PIVOTS], tl.float32)
-    for first in range(0, SAMPLE, SPAN):
-        place = first + tl.arange(0, SPAN)
-        ids = ((place // 4).to(tl.int64) * apart // (SAMPLE // 4)).to(tl.int32) * 4 + place % 4
-        x = tl.load(x_row + ids).to(tl.float32)
-        if banned > 0:
-            x = tl.where(is_banned(ids, banned_ids, banned), float("-inf"), x)
-        weight = _weight(x, top, lift, factor)
-        is_behind = x[:, None] <= pivots[None, :]
-        counts += tl.where(is_behind, 1.0, 0.0)
-        masses += tl.where(is_behind, weight[:, None], 0.0)
-        squares += tl.where(is_behind, (weight * weight)[:, None], 0.0)
-    behind = tl.sum(counts, 0)
-    weight_behind = tl.where(by_mass, tl.sum(masses, 0), behind)
-    variance = tl.where(by_mass, tl.sum(squares, 0), tl.minimum(behind, SAMPLE - behind))
-    at_pivot = tl.where(by_mass, _weight(pivots, top, lift, factor), 1.0)
-    margin = (5 * tl.sqrt(variance) + 4 * at_pivot) * each
-    before = total.to(tl.float32) - weight_behind * each
-    low = tl.max(tl.where(before - margin >= target, pivots, float("-inf")), 0)
-    high = tl.min(tl.where(before + margin < target, pivots, float("inf")), 0)
-    above_low = SAMPLE - tl.max(tl.where(pivots <= low, behind, 0.0), 0)
-    if (above_low + 5 * tl.sqrt(above_low) + 4) * each <= CAPACITY:
-        high = tl.min(tl.full([1], float("inf"), tl.float32), 0)
-    return low, high
+        x = tl.where(is_banned(ids, banned_ids, banned), float("-inf"), x)
+    weight = tl.where(by_mass, _weight(x, top, scale), 1.0)
+    each = vocabulary.to(tl.float32) / SAMPLE
+    behind = ((total - target).to(tl.float32) / each) + tl.zeros([2], tl.float32)
+    least = key_of(tl.min(tl.where(x > float("-inf"), x, top), 0), 16) - 1
+    most = key_of(tl.max(x, 0), 16) + 1
+    side = tl.arange(0, 2) * 2 - 1
+    below, above = side, side
+    for _ in range(0, 2):  # first the boundary itself, then both ends
+        below, above = side * 0 + least, side * 0 + most
+        while tl.max(above - below, 0) > 1:
+            middle = (below + above) // 2
+            is_behind = x[:, None] <= value_of(middle, 16)[None, :]
+            fits = tl.sum(tl.where(is_behind, weight[:, None], 0.0), 0) <= behind
+            below = tl.where(fits, middle, below)
+            above = tl.where(fits, above, middle)
+        at_boundary = tl.where(by_mass, _weight(value_of(above, 16), top, scale), 1.0)
+        variance = behind * tl.where(by_mass, at_boundary, tl.minimum(1.0, (SAMPLE - behind) / behind))
+        behind += side * (5 * tl.sqrt(tl.maximum(variance, 0.0)) + 4 * at_boundary)
+    low = tl.max(tl.where((side < 0) & (below > least), value_of(below, 16), LOWEST), 0)
+    high = tl.max(tl.where(side > 0, tl.where(above < most, value_of(above, 16), float("inf")), float("-inf")), 0)
+    above_low = tl.sum((x > low).to(tl.float32), 0)
+    everything_fits = (above_low + 5 * tl.sqrt(above_low) + 4) * each <= CAPACITY
+    return low, tl.where(everything_fits, float("inf"), high)
 
 
 @triton.jit
@@ -169,21 +169,20 @@ def filter_kernel(
     chunks_in,
     cuts,
     list_logits,
-    list_ids,
+    list_places,
     vocabulary,
     chunks,
     banned,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
-    LANES: tl.constexpr,
     WIDTH: tl.constexpr,
     STAGES: tl.constexpr,
     SHIFT: tl.constexpr,
     CAPACITY: tl.constexpr,
     SAMPLE: tl.constexpr,
-    PIVOTS: tl.constexpr,
 ):
-    """The cut of row program_id(0), to cuts [R, 4]; its list, to list_logits and list_ids [R, CAPACITY]."""
+    """The cut of row program_id(0), to cuts [R, 4]; its list of groups, to list_logits and list_places."""
+    GROUPS: tl.constexpr = CHUNK // WIDTH
     row = tl.program_id(0)
     chunk = tl.arange(0, CHUNKS)
     is_chunk = chunk < chunks
@@ -193,107 +192,100 @@ def filter_kernel(
     scaled = tl.load(found + SCALED * chunks + chunk, mask=is_chunk, other=0)
     has_banned = found + BANNED_HERE * chunks
     x_row = logits + tl.load(logit_rows + row).to(tl.int64) * vocabulary
-    list_row = list_logits + row.to(tl.int64) * CAPACITY
-    id_row = list_ids + row.to(tl.int64) * CAPACITY
+    places_row = list_places + row.to(tl.int64) * (CAPACITY + GROUPS)
+    list_row = list_logits + row.to(tl.int64) * (CAPACITY + GROUPS) * WIDTH
     t = tl.load(temperature + row)
     k = tl.load(top_k + row)
     p = tl.load(top_p + row)
     least_share = tl.load(min_p + row)
     lift, factor = scale_of(tl.where(t > 0, t, 1.0))
+    scale = tl.minimum(lift * factor, -LOWEST)
     top = tl.max(tops, 0)
     mass = tl.sum((scaled * tl.exp2(tl.maximum(tops - top, LOWEST) * lift * factor)).to(tl.float64), 0)
-    is_fit = tl.sum(sums, 0) > 0
 
-    cut = tl.full([], float("-inf"), tl.float32)
-    low, high = cut, tl.full([], float("inf"), tl.float32)
-    kept = tl.full([], -1.0, tl.float64)
-    high_mass = tl.full([], 0.0, tl.float64)
-    zero = tl.full([], 0, tl.int32)
-    last_tie, listed, high_count, is_complete = zero, zero, zero, zero
-    by_k = is_fit & (t > 0) & (k > 0) & (k < vocabulary)
-    by_p = is_fit & (t > 0) & (p < 1)
-    by_min = is_fit & (t > 0) & (least_share > 0)
+    lowest, infinity = tl.full([], LOWEST, tl.float32), tl.full([], float("inf"), tl.float32)
+    nothing, zero = tl.full([], 0.0, tl.float64), tl.full([], 0, tl.int32)
+    cut, last_tie, kept = -infinity, zero, nothing - 1
+    low, high, high_mass, high_count = lowest, infinity, nothing, nothing
+    listed, is_complete = zero, zero
+    is_drawn = (t > 0) & (tl.sum(sums, 0) > 0)
+    by_k, by_p, by_min = is_drawn & (k > 0) & (k < vocabulary), is_drawn & (p < 1), is_drawn & (least_share > 0)
     for criterion in range(0, 3):
         by_mass = criterion != TOP_K
-        least = tl.full([], float("inf"), tl.float32)
+        least = infinity
         if by_min & (criterion == MIN_P):
             least = _least_of_min_p(least_share, t, top)
         is_due = (by_k & (criterion == TOP_K)) | (by_p & (criterion == TOP_P))
         if is_due | (by_min & (criterion == MIN_P) & (least > cut)):
             share = tl.maximum(p.to(tl.float64), 1e-30)  # 0 keeps one id, as any tiny share does
+            target = tl.where(by_mass, share * tl.where(kept < 0, mass, kept), k.to(tl.float64))
             if is_complete == 0:
-                low, high = tl.full([], float("-inf"), tl.float32), tl.full([], float("inf"), tl.float32)
+                low, high = lowest, infinity
                 if criterion == MIN_P:
                     low = least
-                elif vocabulary > CAPACITY:
-                    target = tl.where(by_mass, share * tl.where(kept < 0, mass, kept), k.to(tl.float64))
-                    total = tl.where(by_mass, mass, vocabulary.to(tl.float64))
+                elif vocabulary > CAPACITY * WIDTH:
                     low, high = _bracket(
-                        by_mass, target.to(tl.float32), total, x_row, vocabulary, banned_ids, banned, top, lift, factor,
-                        CAPACITY, SAMPLE, PIVOTS,
+                        by_mass, target, tl.where(by_mass, mass, vocabulary.to(tl.float64)),
+                        x_row, vocabulary, banned_ids, banned, top, scale, CAPACITY, SAMPLE,
                     )  # fmt: skip
-                listed, high_count, high_mass, mass = _gather(
-                    low, high, x_row, list_row, id_row, vocabulary, has_banned, banned_ids, banned, top, lift, factor,
-                    CAPACITY, CHUNK, LANES, WIDTH, STAGES,
+                listed, high_mass, high_count, list_mass, list_count = _gather(
+                    low, high, x_row, list_row, places_row, vocabulary, has_banned, banned_ids, banned, top, scale,
+                    CAPACITY, GROUPS, WIDTH, STAGES,
                 )  # fmt: skip
-                is_complete = ((high_count == 0) & (listed <= CAPACITY)).to(tl.int32)
-            target = tl.where(by_mass, share * tl.where(kept < 0, mass, kept), k.to(tl.float64))
-            from_list = listed <= CAPACITY
-            length = tl.where(from_list, listed, vocabulary)
-            value = value_of(key_of(least, 0) - 1, 0)
+                before = tl.where(by_mass, high_mass, high_count)
+                through = before + tl.where(by_mass, list_mass, list_count)
+                holds = (before < target) & ((through >= target) | (low == LOWEST)) | (criterion == MIN_P)
+                if (listed > CAPACITY) | ~holds:  # among all, then
+                    low, high, high_mass, high_count = tl.where(holds, low, lowest), infinity, nothing, nothing
+                    listed = zero - 1
+                is_complete = ((listed >= 0) & (high == infinity)).to(tl.int32)
+            # The boundary is the least value that has less than the target above it.
+            bottom = key_of(low, SHIFT).to(tl.int64) - 1
+            ceiling = key_of(tl.minimum(high, top), SHIFT).to(tl.int64)
+            value, mass_above, count_above = least, nothing, nothing
+            if criterion == MIN_P:
+                bottom = ceiling - 2
+            while ceiling - bottom > 1:
+                middle = bottom + (ceiling - bottom) // 2
+                value = value_of(middle.to(tl.int32), SHIFT)
+                if criterion == MIN_P:
+                    value = value_of(key_of(least, 0) - 1, 0)
+                value_mass, value_count = _above(
+                    value, high, x_row, list_row, listed, vocabulary, has_banned, banned_ids, banned, top, scale,
+                    GROUPS, WIDTH,
+                )  # fmt: skip
+                is_past = tl.where(by_mass, high_mass + value_mass, high_count + value_count) >= target
+                is_past = is_past & (criterion != MIN_P)
+                bottom = tl.where(is_past, middle, bottom)
+                ceiling = tl.where(is_past, ceiling, middle)
+                mass_above = tl.where(is_past, mass_above, value_mass)
+                count_above = tl.where(is_past, count_above, value_count)
+            kept = high_mass + mass_above
+            cut, last_tie = tl.where(criterion == MIN_P, least, value_of(ceiling.to(tl.int32), SHIFT)), zero + (NO_ID - 1)
             if criterion != MIN_P:
-                if is_complete == 0:
-                    before = tl.where(by_mass, high_mass, high_count.to(tl.float64))
-                    in_list = before * 0
-                    if from_list:
-                        in_mass, in_count = _above(
-                            float("-inf"), x_row, list_row, from_list, length, has_banned, banned_ids, banned, top,
-                            lift, factor, CHUNK, LANES, WIDTH,
-                        )  # fmt: skip
-                        in_list = tl.where(by_mass, in_mass, in_count)
-                    if (before >= target) | (before + in_list < target):  # among all, then
-                        low, high = tl.full([], float("-inf"), tl.float32), tl.full([], float("inf"), tl.float32)
-                        high_count, high_mass = high_count * 0, high_mass * 0
-                        from_list = from_list & (listed < 0)
-                        length = vocabulary
-                # The boundary is the least value that has less than the target above it.
-                bottom = (key_of(low, SHIFT) - tl.where(low > float("-inf"), 1, 0)).to(tl.int64)
-                ceiling = key_of(tl.minimum(high, top), SHIFT).to(tl.int64)
-                while ceiling - bottom > 1:
-                    middle = bottom + (ceiling - bottom) // 2
-                    above_mass, above_count = _above(
-                        value_of(middle.to(tl.int32), SHIFT), x_row, list_row, from_list, length, has_banned,
-                        banned_ids, banned, top, lift, factor, CHUNK, LANES, WIDTH,
-                    )  # fmt: skip
-                    above = tl.where(by_mass, high_mass + above_mass, high_count + above_count)
-                    bottom = tl.where(above >= target, middle, bottom)
-                    ceiling = tl.where(above >= target, ceiling, middle)
-                value = value_of(ceiling.to(tl.int32), SHIFT)
-            mass_above, count_above = _above(
-                value, x_row, list_row, from_list, length, has_banned, banned_ids, banned, top, lift, factor,
-                CHUNK, LANES, WIDTH,
-            )  # fmt: skip
-            cut, last_tie = tl.where(criterion == MIN_P, least, value), zero + (NO_ID - 1)
-            kept = mass_above + high_mass
-            if criterion != MIN_P:
-                at_cut = _weight(cut, top, lift, factor).to(tl.float64)
+                at_cut = _weight(cut, top, scale).to(tl.float64)
                 missing = tl.where(by_mass, (target - kept) / at_cut, target - high_count - count_above)
                 needed = tl.maximum(tl.ceil(missing), 1.0)
                 ties = zero
+                length = tl.where(listed < 0, vocabulary, listed * WIDTH)
                 for first in range(0, length, CHUNK):
-                    x = _load(x_row, list_row, from_list, first, length, has_banned, banned_ids, banned, CHUNK)
-                    is_tie = (x == cut).to(tl.int32)
+                    if listed < 0:
+                        x = _load(x_row, first, vocabulary, has_banned, banned_ids, banned, GROUPS, WIDTH)
+                    else:
+                        x = _load_listed(list_row, first // WIDTH, listed, GROUPS, WIDTH)
+                    is_tie = tl.reshape((x == cut).to(tl.int32), [CHUNK])
                     here = tl.sum(is_tie, 0)
                     if (ties < needed) & (ties + here >= needed):
-                        place = first + tl.arange(0, CHUNK)
                         is_last = (is_tie > 0) & ((tl.cumsum(is_tie, 0) + ties).to(tl.float64) == needed)
-                        last_tie = tl.min(tl.where(is_last, place, NO_ID), 0)
-                        if from_list:
-                            last_tie = tl.load(id_row + last_tie)
+                        last_tie = first + tl.min(tl.where(is_last, tl.arange(0, CHUNK), CHUNK), 0)
+                        if listed >= 0:
+                            last_tie = tl.load(places_row + last_tie // WIDTH) + last_tie % WIDTH
                     ties += here
                 kept += tl.minimum(needed, ties.to(tl.float64)) * at_cut
 
+    # To read the list must pay: the other way, about mass / kept chunks are read until a kept id wins.
+    is_used = (is_complete > 0) & ((listed * WIDTH + CHUNK - 1) // CHUNK <= 1 + mass / kept)
     tl.store(cuts + row * 4 + CUT, cut)
     tl.store(cuts + row * 4 + LAST_TIE, last_tie)
     tl.store(cuts + row * 4 + KEPT, kept)
-    tl.store(cuts + row * 4 + LISTED, tl.where(is_complete > 0, listed, -1))
+    tl.store(cuts + row * 4 + LISTED, tl.where(is_used, listed * WIDTH, -1))
