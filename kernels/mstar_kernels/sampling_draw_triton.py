@@ -1,7 +1,8 @@
 """The draw of `sample_tokens`: from what the pass left of each chunk to a token and its log-probabilities.
 
 One program a row. A chunk is looked at only while its bound allows a better score than the best found, so one or two
-are; nor is an id scored, in double precision as the reference scores all, unless its own bound allows it. Rows whose filters leave few ids are drawn from the list of these instead.
+are; nor is an id scored, in double precision as the reference scores all, unless its own bound allows it. Rows whose
+filters leave few ids are drawn from the list of these instead.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mstar_kernels.sampling_pass_triton import BANNED_HERE, BEST, SCALED, SUM, TOP, WEIGHTED
+from mstar_kernels.sampling_pass_triton import BANNED_HERE, BEST, FIELDS, SCALED, SUM, TOP, WEIGHTED
 from mstar_kernels.sampling_terms_triton import (
     LOG2_E,
     LOWEST,
     NO_ID,
+    ROW_POINTERS,
+    RUNTIME,
     exact_noise,
     hashes,
     is_banned,
@@ -26,10 +29,11 @@ ROUNDING = tl.constexpr(0.001)
 UNFIT, NOTHING_FINITE = tl.constexpr(-1), tl.constexpr(-2)
 """Tokens of rows that hold NaN or +inf, and of rows with no finite logit."""
 
-CUT, LAST_TIE, KEPT, LISTED = (tl.constexpr(field) for field in range(4))
+CUT, LAST_TIE, KEPT, LISTED_HERE = (tl.constexpr(field) for field in range(4))
 """What the filters leave of a row, float64 [R, 4]: ids are kept whose logit is above CUT, or equals it where the id is
 at most LAST_TIE; the sum of e^((x - top) / t) over them, -1 where the row has no filter; and how many logits the
 row's list has, -1 where it is not to be used."""
+CUT_FIELDS = tl.constexpr(4)
 
 
 @triton.jit
@@ -75,7 +79,7 @@ def _better(
     return best, token, logit
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=ROW_POINTERS)
 def draw_kernel(
     logits,
     logit_rows,
@@ -104,12 +108,13 @@ def draw_kernel(
     row = tl.program_id(0)
     chunk = tl.arange(0, CHUNKS)
     is_chunk = chunk < chunks
-    found = chunks_in + row.to(tl.int64) * (chunks * 6) + chunk
-    tops = tl.load(found + TOP * chunks, mask=is_chunk, other=LOWEST)
-    sums = tl.load(found + SUM * chunks, mask=is_chunk, other=0)
-    weighted = tl.load(found + WEIGHTED * chunks, mask=is_chunk, other=0)
-    scaled = tl.load(found + SCALED * chunks, mask=is_chunk, other=0)
-    bounds = tl.load(found + BEST * chunks, mask=is_chunk, other=float("-inf"))
+    found = chunks_in + row.to(tl.int64) * (chunks * FIELDS)
+    all_banned = found + BANNED_HERE * chunks
+    tops = tl.load(found + TOP * chunks + chunk, mask=is_chunk, other=LOWEST)
+    sums = tl.load(found + SUM * chunks + chunk, mask=is_chunk, other=0)
+    weighted = tl.load(found + WEIGHTED * chunks + chunk, mask=is_chunk, other=0)
+    scaled = tl.load(found + SCALED * chunks + chunk, mask=is_chunk, other=0)
+    bounds = tl.load(found + BEST * chunks + chunk, mask=is_chunk, other=float("-inf"))
     row_logits = tl.load(logit_rows + row).to(tl.int64)
     x_row = logits + row_logits * vocabulary
     t = tl.load(temperature + row)
@@ -129,7 +134,7 @@ def draw_kernel(
     if total > 0:
         if t == 0:
             first = tl.min(tl.where(is_chunk & (tops == top), chunk, CHUNKS), 0)
-            has_banned = tl.load(chunks_in + row.to(tl.int64) * (chunks * 6) + BANNED_HERE * chunks + first)
+            has_banned = tl.load(all_banned + first)
             ids, x = load_chunk(x_row, first * CHUNK, vocabulary, banned_ids, banned, has_banned, CHUNK)
             token = tl.min(tl.where(x == top, ids, NO_ID), 0)
         else:
@@ -139,10 +144,10 @@ def draw_kernel(
             bounds = tl.where(is_chunk, bounds + shift + (32.0 + 0.0861 + ROUNDING), float("-inf"))
             cut, last_tie, listed = tl.full([], float("-inf"), tl.float32), 0, -1
             if FILTERED:
-                cut = tl.load(cuts + row * 4 + CUT).to(tl.float32)
-                last_tie = tl.load(cuts + row * 4 + LAST_TIE).to(tl.int32)
-                listed = tl.load(cuts + row * 4 + LISTED).to(tl.int32)
-                row_kept = tl.load(cuts + row * 4 + KEPT)
+                cut = tl.load(cuts + row * CUT_FIELDS + CUT).to(tl.float32)
+                last_tie = tl.load(cuts + row * CUT_FIELDS + LAST_TIE).to(tl.int32)
+                listed = tl.load(cuts + row * CUT_FIELDS + LISTED_HERE).to(tl.int32)
+                row_kept = tl.load(cuts + row * CUT_FIELDS + KEPT)
                 kept = tl.where(row_kept < 0, kept, row_kept)
                 bounds = tl.where((tops < cut) | (listed >= 0), float("-inf"), bounds)
                 for first in range(0, listed, CHUNK):
@@ -161,7 +166,9 @@ def draw_kernel(
                 looked_at = tl.min(tl.where(bounds == bound, chunk, CHUNKS), 0)
                 bounds = tl.where(chunk == looked_at, float("-inf"), bounds)
                 first = looked_at * CHUNK
-                has_banned = tl.load(chunks_in + row.to(tl.int64) * (chunks * 6) + BANNED_HERE * chunks + looked_at)
+                has_banned = tl.load(
+                    chunks_in + row.to(tl.int64) * (chunks * FIELDS) + BANNED_HERE * chunks + looked_at
+                )
                 ids, x = load_chunk(x_row, first, vocabulary, banned_ids, banned, has_banned, CHUNK)
                 is_kept = (x > cut) | ((x == cut) & (ids <= last_tie) & (x > float("-inf")))
                 best, token, logit = _better(

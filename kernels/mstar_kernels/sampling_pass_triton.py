@@ -20,6 +20,8 @@ import triton.language as tl
 from mstar_kernels.sampling_terms_triton import (
     LOG2_E,
     LOWEST,
+    ROW_POINTERS,
+    RUNTIME,
     holds_banned,
     is_banned,
     row_keys,
@@ -31,7 +33,7 @@ TOP, SUM, WEIGHTED, SCALED, BEST, BANNED_HERE = (tl.constexpr(field) for field i
 """What a chunk leaves: its largest logit; sums of e^d, d e^d and e^(d / t), d = x - top; the largest of
 (bits(p) - bits(h)) 2^-23; and 1 where it holds banned ids. A sum is NaN where a logit is NaN or +inf, 0 where none is
 finite."""
-FIELDS = 6
+FIELDS = tl.constexpr(6)
 
 
 @triton.jit
@@ -68,7 +70,7 @@ def _fold(
     return new, total, weighted, scaled, best
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=ROW_POINTERS)
 def pass_kernel(
     logits,
     logit_rows,
@@ -89,9 +91,9 @@ def pass_kernel(
     STAGES: tl.constexpr,
     BANNED: tl.constexpr,
 ):
-    """What chunk program_id(0) of row program_id(1) leaves: the fields above, in chunks_out [R, 6, chunks]."""
+    """What a chunk leaves, to chunks_out [R, FIELDS, chunks]; a program each, the chunks of a row together."""
     TILE: tl.constexpr = REPEATS * LANES * WIDTH
-    chunk, row = tl.program_id(0), tl.program_id(1)
+    row, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
     begin = chunk * CHUNK
     end = tl.minimum(begin + CHUNK, vocabulary)
     repeat, lane, width = tl.arange(0, REPEATS), tl.arange(0, LANES), tl.arange(0, WIDTH)
@@ -157,7 +159,7 @@ def pass_kernel(
     weighted = tl.sum(weighted * decay + shift * decay * total, 0)
     total = tl.where(tl.max(is_unfit, 0) > 0, float("nan"), tl.sum(total * decay, 0))
     shift = shift * lift * factor
-    out = chunks_out + row.to(tl.int64) * (chunks * 6) + chunk
+    out = chunks_out + row.to(tl.int64) * (chunks * FIELDS) + chunk
     tl.store(out + TOP * chunks, chunk_top)
     tl.store(out + SUM * chunks, total)
     tl.store(out + WEIGHTED * chunks, weighted)

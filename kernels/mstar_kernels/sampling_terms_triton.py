@@ -14,6 +14,10 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)
 """The least finite float32."""
 NO_ID = tl.constexpr(0x7FFFFFFF)
 
+RUNTIME = ("chunks", "banned", "room")
+ROW_POINTERS = ("logit_rows", "temperature", "top_k", "top_p", "min_p", "seed", "problem", "sample", "position")
+"""Arguments whose values and alignment make no other kernels: a batch of another size compiles nothing."""
+
 
 @triton.jit
 def _splitmix64(z):
