@@ -102,13 +102,9 @@ def sample_tokens(
         x = logits[b].double()
         x[banned_ids.long()] = -math.inf
         if bool((x.isnan() | (x == math.inf)).any()):
-            raise ValueError(
-                f"sample_tokens: row {r} (logits row {b}) holds NaN or +inf; allowed: finite values and -inf"
-            )
+            raise ValueError(unfit_row(r, b, has_finite=True))
         if bool((x == -math.inf).all()):
-            raise ValueError(
-                f"sample_tokens: row {r} (logits row {b}) has no finite logit outside banned_ids; allowed: at least one"
-            )
+            raise ValueError(unfit_row(r, b, has_finite=False))
         raw = torch.log_softmax(x, 0)
         entropy = -(raw.exp() * raw.masked_fill(raw == -math.inf, 0.0)).sum()
         t = float(temperature[r])
@@ -125,6 +121,14 @@ def sample_tokens(
         tokens[r] = token
         records[r] = torch.tensor([float(raw[token]), scaled, filtered, float(entropy)])
     return tokens, records
+
+
+def unfit_row(row: int, logits_row: int, has_finite: bool, op: str = "sample_tokens") -> str:
+    """Message of the error on a row whose logits hold NaN or +inf, or no finite value."""
+    what = "holds NaN or +inf; allowed: finite values and -inf"
+    if not has_finite:
+        what = "has no finite logit outside banned_ids; allowed: at least one"
+    return f"{op}: row {row} (logits row {logits_row}) {what}"
 
 
 # ---- attention over the prefix tree; paged keys and values ----

@@ -17,6 +17,7 @@ from mstar_kernels.dispatch import extension, resolve
 
 RAW, SCALED, FILTERED, ENTROPY = range(4)
 
+AVAILABLE = ("triton", "cpu", "reference")
 _LOGIT_TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _ROW_DTYPES: dict[str, tuple[torch.dtype, ...]] = {
     "logit_rows": (torch.int32,),
@@ -60,6 +61,10 @@ def sample_tokens(
     position: Tensor,
     banned_ids: Tensor,
     backend: str = "auto",
+    checked: bool = False,
+    filtered: bool | None = None,
+    out: Samples | None = None,
+    deferred: bool = False,
 ) -> Samples:
     """Draw one token for each of R rows from `logits` [B, V]: float32, bfloat16 or float16, contiguous, left unchanged.
 
@@ -71,36 +76,83 @@ def sample_tokens(
     banned_ids int32 [n], ascending and unique: excluded everywhere, as if their logit were -inf.
     backend: "auto", "cpu", "triton" or "reference".
 
+    For a GPU that must not be waited for, as in a CUDA graph:
+    checked: the caller answers for the values of all arguments but logits; they are not looked at.
+    filtered: whether a row may have top_k, top_p or min_p. None: looked up, or with `checked` true.
+    out: filled and returned.
+    deferred: an unfit row is no error yet. Its token is negative, for `refuse_unfit`; a form on the CPU raises at once.
+
     Raises ValueError naming the argument that is wrong, or the first row whose logits hold NaN or +inf, or no finite
     value. Logits of banned ids may be anything.
     """
-    chosen = resolve(backend, logits.device, ("cpu", "reference"))
+    chosen = resolve(backend, logits.device, AVAILABLE)
     row_arguments = {
         "logit_rows": logit_rows, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "seed": seed, "problem": problem, "sample": sample, "position": position,
     }  # fmt: skip
-    _check(logits, row_arguments, banned_ids)
+    _check_tensors(logits, row_arguments, banned_ids)
+    if not checked:
+        _check_values(logits, row_arguments, banned_ids)
+    rows, device = logit_rows.numel(), logits.device
+    if out is None:
+        tokens = torch.empty(rows, dtype=torch.int32, device=device)
+        out = Samples(tokens, torch.empty(rows, 4, dtype=torch.float32, device=device))
+    else:
+        _check_out(out, rows, device)
     if chosen == "reference":
-        return Samples(*reference.sample_tokens(logits, **row_arguments, banned_ids=banned_ids))
-    rows = logit_rows.numel()
-    tokens = torch.empty(rows, dtype=torch.int32)
-    records = torch.empty(rows, 4, dtype=torch.float32)
+        tokens, records = reference.sample_tokens(logits, **row_arguments, banned_ids=banned_ids)
+        out.tokens.copy_(tokens)
+        out.records.copy_(records)
+    elif chosen == "cpu":
+        _cpu(logits, row_arguments, banned_ids, out)
+    elif rows:
+        from mstar_kernels import sampling_triton  # here, since Triton is not installed on every platform
+
+        if filtered is None:
+            filtered = checked or bool(((top_k > 0) | (top_p < 1) | (min_p > 0)).any())
+        sampling_triton.launch(logits, row_arguments, banned_ids, out.tokens, out.records, filtered)
+        if not deferred:
+            refuse_unfit(out.tokens, logit_rows)
+    return out
+
+
+def refuse_unfit(tokens: Tensor, logit_rows: Tensor) -> None:
+    """Raise what `sample_tokens` deferred: ValueError where a token is negative, naming the first such row.
+
+    tokens: int32 [R], -1 for a row that holds NaN or +inf, -2 for one that has no finite logit. logit_rows: as there.
+    """
+    found = tokens.cpu().numpy()
+    if (found < 0).any():
+        row = int((found < 0).argmax())
+        raise ValueError(reference.unfit_row(row, int(logit_rows[row]), has_finite=bool(found[row] == -1)))
+
+
+def _cpu(logits: Tensor, row_arguments: dict[str, Tensor], banned_ids: Tensor, out: Samples) -> None:
     native = extension()
     native.sample_tokens(
         logits.data_ptr(),
         getattr(native.LogitType, _LOGIT_TYPES[logits.dtype]),
         logits.shape[1],
-        rows,
+        len(out.tokens),
         *(tensor.data_ptr() for tensor in row_arguments.values()),
         banned_ids.data_ptr(),
         banned_ids.numel(),
-        tokens.data_ptr(),
-        records.data_ptr(),
+        out.tokens.data_ptr(),
+        out.records.data_ptr(),
     )
-    return Samples(tokens, records)
 
 
-def _check(logits: Tensor, row_arguments: dict[str, Tensor], banned_ids: Tensor) -> None:
+def _check_out(out: Samples, rows: int, device: torch.device) -> None:
+    wanted = (("tokens", out.tokens, torch.int32, (rows,)), ("records", out.records, torch.float32, (rows, 4)))
+    for name, tensor, dtype, shape in wanted:
+        if tensor.dtype != dtype or tensor.shape != shape or tensor.device != device or not tensor.is_contiguous():
+            raise ValueError(
+                f"sample_tokens: out.{name} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}, strides "
+                f"{tensor.stride()}; allowed: a contiguous {dtype} {shape} on {device}"
+            )
+
+
+def _check_tensors(logits: Tensor, row_arguments: dict[str, Tensor], banned_ids: Tensor) -> None:
     if logits.dtype not in _LOGIT_TYPES:
         raise ValueError(f"sample_tokens: logits is {logits.dtype}; allowed: float32, bfloat16, float16")
     if logits.ndim != 2 or logits.shape[1] == 0 or not logits.is_contiguous():
@@ -122,6 +174,9 @@ def _check(logits: Tensor, row_arguments: dict[str, Tensor], banned_ids: Tensor)
                 f"sample_tokens: {name} has shape {tuple(tensor.shape)}, strides {tensor.stride()}; "
                 f"allowed: a contiguous [{size}]"
             )
+
+
+def _check_values(logits: Tensor, row_arguments: dict[str, Tensor], banned_ids: Tensor) -> None:
     _check_range("logit_rows", row_arguments["logit_rows"], 0, logits.shape[0] - 1)
     _check_range("temperature", row_arguments["temperature"], 0.0, _LARGEST_FLOAT)
     _check_range("top_k", row_arguments["top_k"], 0, 2**31 - 1)
