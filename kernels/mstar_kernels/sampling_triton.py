@@ -61,8 +61,8 @@ BANNED_AT_ONCE = 512
 
 
 def settings_of(vocabulary: int) -> Settings:
-    """The settings for a vocabulary."""
-    return SETTINGS["small" if vocabulary <= 16384 else "large"]
+    """The settings for a vocabulary: small chunks too where rows are not aligned, since single loads take registers."""
+    return SETTINGS["small" if vocabulary <= 16384 or vocabulary % 16 else "large"]
 
 
 def width_of(vocabulary: int, dtype: torch.dtype) -> int:

@@ -34,11 +34,13 @@ MOST_DEPTH = 64
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """What a step is padded to: rows, nodes, and columns of the block table. One graph is captured for each."""
+    """What a step is padded to: rows, nodes, and columns of the block table; and whether a row has top-k, top-p or
+    min-p. One graph is captured for each."""
 
     rows: int
     nodes: int
     columns: int
+    filtered: bool
 
 
 class DecodeBuffers:
@@ -127,7 +129,10 @@ class DecodeBuffers:
         longest = int(plan.node_length[:nodes].max())
         columns = min(power_of_2(-(-longest // self.block_size)), self.table_width)
         # Without held stems there is at most one shared node a row.
-        return Bucket(padded, 2 * padded if nodes <= 2 * padded else self.max_nodes, columns)
+        nodes = 2 * padded if nodes <= 2 * padded else self.max_nodes
+        top_k, top_p, min_p = (getattr(plan, name)[: plan.num_rows] for name in ("top_k", "top_p", "min_p"))
+        filtered = bool(top_k.any() or (top_p < 1).any() or min_p.any())
+        return Bucket(padded, nodes, columns, filtered)
 
     def _tree(self, buffer: Tensor, bucket: Bucket) -> Tree:
         begin, size = self._table_begin, bucket.nodes * bucket.columns

@@ -121,6 +121,9 @@ class Decoder:
             logit_rows=self.logit_rows[: bucket.rows],
             banned_ids=self.banned_ids,
             backend=self.backend,
+            checked=True,
+            filtered=bucket.filtered,
+            deferred=True,
             **{name: rows[name] for name in names},
         )
         self.drawn[: bucket.rows] = samples.tokens

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from draws import FILTERS, assert_same, rows, select
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -26,55 +27,12 @@ needs_extension = pytest.mark.skipif(extension() is None, reason="the C++ extens
 pytestmark = needs_extension
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-FILTERS = (
-    {},
-    {"temperature": 0.0},
-    {"temperature": 0.3},
-    {"temperature": 1.6},
-    {"temperature": 1e-6},
-    {"top_k": 1},
-    {"top_k": 50},
-    {"top_k": 600, "temperature": 1.3},
-    {"top_p": 0.0},
-    {"top_p": 0.1},
-    {"top_p": 0.95, "temperature": 0.7},
-    {"min_p": 0.05},
-    {"min_p": 1.0},
-    {"top_k": 40, "top_p": 0.8, "min_p": 0.02, "temperature": 1.2},
-)
-
-
-def rows(count: int, num_logits: int, banned: tuple[int, ...] = (), **values: float) -> dict[str, torch.Tensor]:
-    """Arguments of `count` rows, cycling over the logits rows, each with an address of its own."""
-    index = torch.arange(count)
-    return {
-        "logit_rows": (index % num_logits).int(),
-        "temperature": torch.full((count,), values.get("temperature", 1.0)),
-        "top_k": torch.full((count,), int(values.get("top_k", 0)), dtype=torch.int32),
-        "top_p": torch.full((count,), values.get("top_p", 1.0)),
-        "min_p": torch.full((count,), values.get("min_p", 0.0)),
-        "seed": torch.full((count,), int(values.get("seed", 7))),
-        "problem": index // 5 - 2,
-        "sample": (index % 5).int(),
-        "position": (3 * index).int(),
-        "banned_ids": torch.tensor(banned, dtype=torch.int32),
-    }
-
-
-def assert_same(got: Samples, expected: Samples) -> None:
-    assert torch.equal(got.tokens, expected.tokens)
-    # Single precision sums of up to a few thousand terms: 1e-5 relative, 2e-6 absolute.
-    torch.testing.assert_close(got.records, expected.records, rtol=1e-5, atol=2e-6)
 
 
 def compare(logits: torch.Tensor, **arguments: torch.Tensor) -> Samples:
     got = sample_tokens(logits, **arguments, backend="cpu")
     assert_same(got, sample_tokens(logits, **arguments, backend="reference"))
     return got
-
-
-def select(arguments: dict[str, torch.Tensor], index: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {name: t if name == "banned_ids" else t[index].contiguous() for name, t in arguments.items()}
 
 
 # ---- against the reference
