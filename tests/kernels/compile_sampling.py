@@ -1,4 +1,7 @@
-"""What launches of the sampling kernels differ in: type, vocabulary, alignment, filters or none."""
+"""What launches of the sampling kernels differ in: type, vocabulary, alignment, filters or none.
+
+The functions of `sampling_terms_triton` are compiled into all of them.
+"""
 
 from __future__ import annotations
 
