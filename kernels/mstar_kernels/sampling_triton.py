@@ -54,7 +54,7 @@ programs of one warp share an SM and 40 KiB are on their way to it. Small: up to
 SHIFTS = {torch.float32: 0, torch.bfloat16: 16, torch.float16: 13}
 """Low bits of a float32 that no logit of the type has."""
 OPTIONS = {"enable_fp_fusion": True}
-PASS_OPTIONS = {"num_warps": 1, **OPTIONS}
+PASS_OPTIONS = {"num_warps": 1, "maxnreg": 128, **OPTIONS}
 ROW_OPTIONS = {"num_warps": 8, "maxnreg": 128, **OPTIONS}
 """A program a row, two on an SM: 256 rows run at once on 132."""
 BANNED_AT_ONCE = 512
