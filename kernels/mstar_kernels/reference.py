@@ -123,6 +123,25 @@ def sample_tokens(
     return tokens, records
 
 
+def temperature_logprobs(
+    logits: Tensor, tokens: Tensor, logit_rows: Tensor, temperatures: Tensor, banned_ids: Tensor
+) -> Tensor:
+    """Log-probabilities float32 [R, K]; arguments and errors as `mstar_kernels.temperature_logprobs` says."""
+    rows = len(tokens)
+    found = torch.empty(rows, temperatures.shape[1], dtype=torch.float32, device=logits.device)
+    for r, t_K in enumerate(temperatures.expand(rows, -1).double()):
+        b = int(logit_rows[r])
+        x = logits[b].double()
+        x[banned_ids.long()] = -math.inf
+        if bool((x.isnan() | (x == math.inf)).any()):
+            raise ValueError(unfit_row(r, b, True, "temperature_logprobs"))
+        if bool((x == -math.inf).all()):
+            raise ValueError(unfit_row(r, b, False, "temperature_logprobs"))
+        scaled_KV = (x - x.max()) / t_K[:, None]
+        found[r] = scaled_KV[:, int(tokens[r])] - scaled_KV.logsumexp(1)
+    return found
+
+
 def unfit_row(row: int, logits_row: int, has_finite: bool, op: str = "sample_tokens") -> str:
     """Message of the error on a row whose logits hold NaN or +inf, or no finite value."""
     what = "holds NaN or +inf; allowed: finite values and -inf"
