@@ -7,7 +7,6 @@ own temperature. Floors: one read of the logits, two where a threshold must be k
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -19,15 +18,15 @@ from benchmarks.gpu.floors import logits_bytes
 from benchmarks.gpu.suite_row import Skipped, SuiteRow
 from benchmarks.gpu.timing import Rotation, input_sets
 from benchmarks.sampling import arguments, top_k_multinomial, top_p_multinomial
-from mstar_kernels import sampling as op
-from mstar_kernels.sampling import RAW, sample_tokens
+from mstar_kernels.sampling import RAW, Samples, sample_tokens
+from mstar_kernels.temperature_logprobs import temperature_logprobs
 
 SIZES, TINY = (256, 151_936, (64, 16)), (4, 1031, (2,))
 """Rows, vocabulary, and smaller numbers of rows."""
 TOP_P, TOP_K = 0.95, 50
 TEMPERATURES = 14
-UNCHECKED = {"checked": True} if "checked" in inspect.signature(sample_tokens).parameters else {}
-"""The rows' arguments are not read back to be checked, as in the engine, which answers for them."""
+UNWAITED = {"checked": True, "deferred": True}
+"""Nothing is read back, as in the engine: it answers for the rows' arguments and sees unfit rows with their tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +94,7 @@ def rows(bench: Bench) -> Iterator[SuiteRow | Skipped]:
         yield from _setting(bench, setting, count, vocabulary)
     for few in fewer:
         yield from _setting(bench, DRAW, few, vocabulary, is_goal=False)
-    if hasattr(op, "temperature_logprobs"):
-        yield from _many_temperatures(bench, count, vocabulary)
+    yield from _many_temperatures(bench, count, vocabulary)
 
 
 def _inputs(bench: Bench, count: int, vocabulary: int) -> tuple[list[Tensor], Tensor]:
@@ -123,13 +121,21 @@ def _setting(
     def peer(name: str, call: Callable[[Tensor, Tensor], object]) -> Rotation:
         return _rotation(name, sets, lambda x: call(x.float(), degrees[:, None]))
 
+    drawn = Samples(
+        torch.empty(count, dtype=torch.int32, device=bench.device), torch.empty(count, 4, device=bench.device)
+    )
+    filtered = setting.top_k > 0 or setting.top_p < 1
+
+    def ours(x: Tensor) -> Samples:
+        return sample_tokens(x, **given, **UNWAITED, filtered=filtered, out=drawn)
+
     ratio = setting.least_ratio if is_goal else None
     peers = [Peer(setting.torch_name, lambda: peer(setting.torch_name, setting.in_torch), ratio)]
     if setting.in_flashinfer is not None:
         peers.append(Peer("FlashInfer", lambda: peer("FlashInfer", setting.in_flashinfer), 1.0, "flashinfer"))
     yield from bench.compare(
         f"sample_tokens {setting.name}, {count} x {vocabulary}",
-        _rotation("sample_tokens", sets, lambda x: sample_tokens(x, **given, **UNCHECKED)),
+        _rotation("sample_tokens", sets, ours),
         peers,
         least_bytes=logits_bytes(count, vocabulary, reads=setting.reads),
         most_floors=setting.most_floors if is_goal else None,
@@ -146,7 +152,7 @@ def _many_temperatures(bench: Bench, count: int, vocabulary: int) -> Iterator[Su
     nothing = rows[:0]
 
     def ours(x: Tensor) -> Tensor:
-        return op.temperature_logprobs(x, tokens, rows, degrees, nothing, **UNCHECKED)
+        return temperature_logprobs(x, tokens, rows, degrees, nothing, **UNWAITED)
 
     def peer(x: Tensor) -> Tensor:
         x, at = x.float(), tokens.long()[:, None]

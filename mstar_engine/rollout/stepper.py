@@ -81,7 +81,8 @@ class Stepper:
                 self.scheduler.rollback()
                 raise
         tokens, records = drawn.wait()
-        bad = np.flatnonzero(tokens < 0).tolist()
+        # A row that had stopped before this step, with the last of its group, is nobody's any more.
+        bad = [row for row in np.flatnonzero(tokens < 0).tolist() if int(groups[row]) in self.live]
         if bad:
             raise ValueError(self._unfit(bad, groups, drawn.rows["sample"], drawn.rows["position"], drawn.count))
         return tokens, records
