@@ -5,6 +5,8 @@ Nothing is installed and nothing fetched: `setup.py` runs CMake with what the in
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +14,8 @@ import time
 from pathlib import Path
 
 LAST_LINES = 20
+PROCESSES = 8
+"""At most, that share the device: each holds half a gigabyte of it for itself."""
 
 
 def run_step(command: list[str], root: Path, environment: dict[str, str], seconds: float) -> dict:
@@ -52,5 +56,8 @@ def gpu_tests(root: Path) -> list[str]:
 
 
 def tests_command(root: Path) -> list[str]:
-    """Runs the cases marked `gpu`."""
-    return [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *gpu_tests(root)]
+    """Runs the cases marked `gpu`, in several processes where pytest-xdist is there: most of their time is compiling."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+    if importlib.util.find_spec("xdist") is not None:
+        command += ["-n", str(min(PROCESSES, len(os.sched_getaffinity(0))))]
+    return [*command, *gpu_tests(root)]
