@@ -138,6 +138,7 @@ void Scheduler::commit(const std::int32_t* tokens, std::int64_t count, const flo
   totals_.copies += step.copies;
   totals_.preemptions += static_cast<std::int64_t>(step.evictions);
 
+  filling_ = plan_.kind == PlanKind::prefill;
   outstanding_ = std::exchange(ahead_, false);
   count = keep_alive(tokens, records, count);
   totals_.sampled_tokens += count;

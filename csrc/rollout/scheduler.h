@@ -41,7 +41,8 @@ struct SchedulerOptions {
   double watermark = 0.05;
   std::int32_t record_width = 4;
   // Row places that must be free before anything is admitted while rows run: a prefill of several groups costs little
-  // more than that of one. 1 admits at the first chance.
+  // more than that of one. Once begun, admission goes on, prefill after prefill, until a group does not fit, so that
+  // no places stay empty. 1 admits at the first chance.
   std::int32_t admit_rows = 1;
   // Nodes of the tree for held groups: each needs one, and one for each stem and for each offset.
   std::int32_t max_held_nodes = 0;
@@ -231,6 +232,7 @@ class Scheduler {
   std::int32_t pending_ = 0;  // while the step ahead is planned: tokens that each row has drawn and that are not known
   Extent before_;             // of the older plan
   std::vector<NodeId> ahead_grown_;
+  bool filling_ = false;             // the last step was a prefill: admission goes on
   bool thinned_ = false;             // rows of the outstanding plan have ended
   std::vector<std::int32_t> alive_;  // then: rows of the plan that have not, in the order of running_
   std::vector<std::int32_t> alive_tokens_;

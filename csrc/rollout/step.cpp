@@ -156,7 +156,7 @@ bool Scheduler::may_admit(const Group& group) const {
 bool Scheduler::admits() {
   if (waiting_.empty() || !preempted_.empty()) return false;
   const std::int32_t places = options_.max_rows - static_cast<std::int32_t>(running_.size()) - reserved_places_;
-  if (!running_.empty() && places < options_.admit_rows) return false;
+  if (!running_.empty() && !filling_ && places < options_.admit_rows) return false;
   const std::int32_t groups_before = std::exchange(plan_.num_groups, 0);  // what may_admit counts
   const bool may = may_admit(*waiting_.front());
   plan_.num_groups = groups_before;  // the last plan stays as it is in case it is advanced

@@ -28,6 +28,7 @@ class Oracle(Ahead):
         self.max_rows, self.max_held_nodes = max_rows, max_held_nodes
         self.max_prefill_tokens, self.max_sequence_length = max_prefill_tokens, max_sequence_length
         self.stop_ids, self.record_width, self.admit_rows = set(stop_ids), record_width, admit_rows
+        self.filling = False  # the last step was a prefill: admission goes on
         self.evicts, self.switches = policy == "watermark", policy == "auto"
         self.reserve = math.ceil(watermark * num_blocks)
         self.ended: dict[int, Group] = {}
@@ -161,6 +162,7 @@ class Oracle(Ahead):
         """The step ran and drew these."""
         plan = self.plan
         assert len(tokens) == len(records) == len(plan["drawing"])
+        self.filling = plan["kind"] == PREFILL
         kind = {PREFILL: "prefill_tokens", EXTEND: "extend_tokens", DECODE: "decode_tokens"}[plan["kind"]]
         self.totals[kind] += len(plan["slots"])
         self.totals["copies"] += len(plan["copy_src"])

@@ -39,7 +39,7 @@ class Ahead(Holds):
         waiting = [group for group in self.live if not group.admitted]
         if not waiting or self.rows_in("preempted"):
             return False
-        if running and self.max_rows - running - self.reserved() < self.admit_rows:
+        if running and not self.filling and self.max_rows - running - self.reserved() < self.admit_rows:
             return False
         return self.may_admit(waiting[0], [])
 

@@ -186,6 +186,22 @@ def test_the_constructor_names_what_is_wrong(change, message):
         scheduler(**change)
 
 
+def test_admission_once_begun_fills_the_places():
+    """Prefills of one prompt each: the last group is not left waiting for `admit_rows` places to fall free."""
+    target = scheduler(num_blocks=64, max_prefill_tokens=6, admit_rows=2)
+    for _ in range(4):
+        submit(target, prompt_length=6, max_tokens=4, n=1)
+    for rows in range(1, 5):
+        assert target.next_plan() == PREFILL and target.plan.num_rows == 1
+        commit(target)
+        assert target.stats()["running"] == rows
+    submit(target, prompt_length=6, max_tokens=4, n=1)
+    assert target.next_plan() == DECODE
+    target.commit(np.array([0, 5, 5, 5], np.int32), np.zeros((4, 2), np.float32))
+    assert target.next_plan() == DECODE  # one place is free, fewer than admission begins with
+    commit(target)
+
+
 def test_one_commit_per_plan():
     """Calls out of order and results of the wrong size are refused, and the plan survives the refusal."""
     target = scheduler()
