@@ -56,7 +56,7 @@ def gpu_tests(root: Path) -> list[str]:
 
 
 def tests_command(root: Path) -> list[str]:
-    """Runs the cases marked `gpu`, in several processes where pytest-xdist is there: most of their time is compiling."""
+    """Runs the cases marked `gpu`, several at a time where pytest-xdist is there: they compile most of the time."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(min(PROCESSES, len(os.sched_getaffinity(0))))]

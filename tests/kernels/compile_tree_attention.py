@@ -46,7 +46,7 @@ def variants() -> list[Variant]:
                 )
             )
         if not has_options:
-            constants = shape | {"HEADS": module.merge_heads(group, padded(head_dim)), "SLOTS": module.MERGE_SLOTS}
+            constants = shape | {"HEADS": module.merge_heads(group, padded(head_dim))}
             found.append(Variant(module.merge_kernel, name, types, constants, options=module.MERGE_OPTIONS))
     return found
 
