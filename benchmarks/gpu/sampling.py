@@ -97,7 +97,7 @@ def rows(bench: Bench) -> Iterator[SuiteRow | Skipped]:
     yield from _many_temperatures(bench, count, vocabulary)
 
 
-def _inputs(bench: Bench, count: int, vocabulary: int) -> tuple[list[Tensor], Tensor]:
+def inputs(bench: Bench, count: int, vocabulary: int) -> tuple[list[Tensor], Tensor]:
     """Sets of logits, bfloat16 [count, vocabulary], and a temperature a row."""
     generator = torch.Generator(bench.device).manual_seed(0)
     sets = [
@@ -114,7 +114,7 @@ def _rotation(name: str, sets: list[Tensor], call: Callable[[Tensor], object]) -
 def _setting(
     bench: Bench, setting: Setting, count: int, vocabulary: int, is_goal: bool = True
 ) -> Iterator[SuiteRow | Skipped]:
-    sets, degrees = _inputs(bench, count, vocabulary)
+    sets, degrees = inputs(bench, count, vocabulary)
     given = arguments(0.0 if setting.greedy else degrees, setting.top_k, setting.top_p, count, bench.device)
     _check(sets[0], given)
 
@@ -144,7 +144,7 @@ def _setting(
 
 def _many_temperatures(bench: Bench, count: int, vocabulary: int) -> Iterator[SuiteRow | Skipped]:
     """The log-probability of one token a row under many temperatures, in one read of the logits."""
-    sets, _ = _inputs(bench, count, vocabulary)
+    sets, _ = inputs(bench, count, vocabulary)
     generator = torch.Generator(bench.device).manual_seed(0)
     tokens = torch.randint(vocabulary, (count,), generator=generator, device=bench.device, dtype=torch.int32)
     degrees = torch.linspace(0.3, 1.6, TEMPERATURES, device=bench.device).expand(count, -1).contiguous()

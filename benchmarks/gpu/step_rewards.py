@@ -45,7 +45,7 @@ def rows(bench: Bench) -> Iterator[SuiteRow | Skipped]:
     torch.testing.assert_close(step_rewards(*sets[0]).reduced, expected, rtol=2e-2, atol=2e-2)
     what = f"step_rewards, {shape.name}"
     if bench.device.type == "cuda":
-        ours = Rotation("step_rewards, launches", tuple(_launch(one) for one in sets))
+        ours = Rotation("step_rewards, launches", tuple(launches(one) for one in sets))
         yield from bench.compare(what, ours, peers, least_bytes=floor_bytes, most_floors=2.0)
     ours = Rotation(
         "step_rewards with its checks", tuple(lambda one=one: step_rewards(*one) for one in sets), waits=True
@@ -55,7 +55,7 @@ def rows(bench: Bench) -> Iterator[SuiteRow | Skipped]:
     yield bench.values(f"{what}: largest tensor", "step_rewards", whole, ours_mib, peer_mib, "MiB")
 
 
-def _launch(arguments: Arguments) -> Callable[[], object]:
+def launches(arguments: Arguments) -> Callable[[], object]:
     """The kernels on outputs of their own, nothing checked."""
     from mstar_kernels import step_rewards_triton
 

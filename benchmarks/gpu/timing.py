@@ -44,11 +44,16 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A side that is warm: `run` goes through its `count` calls once."""
+    """A side that is warm: `run` goes through the calls of `side` once. A graph reads what `side` holds on to."""
 
     run: Callable[[], object]
-    count: int
+    side: Rotation
     how: str
+
+    @property
+    def count(self) -> int:
+        """Calls of a run."""
+        return len(self.side.calls)
 
 
 class Timer:
@@ -67,7 +72,7 @@ class Timer:
 
         if self.device.type != "cuda":
             run()
-            return Prepared(run, len(side.calls), "clock")
+            return Prepared(run, side, "clock")
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -76,7 +81,7 @@ class Timer:
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         if side.waits:
-            return Prepared(run, len(side.calls), "events")
+            return Prepared(run, side, "events")
         before, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
@@ -84,9 +89,9 @@ class Timer:
         except Exception:  # libraries raise many types here; what cannot be captured is timed as issued
             torch.cuda.set_stream(before)  # a capture that fails leaves its own stream current
             torch.cuda.synchronize()
-            return Prepared(run, len(side.calls), "events")
+            return Prepared(run, side, "events")
         graph.replay()
-        return Prepared(graph.replay, len(side.calls), "graph")
+        return Prepared(graph.replay, side, "graph")
 
     def compare(self, sides: Sequence[Prepared]) -> list[Timing]:
         """The times of the sides, turn by turn, so that a change of clocks or load hits all."""

@@ -42,8 +42,8 @@ def rows(bench: Bench) -> Iterator[SuiteRow | Skipped]:
 def _shape(bench: Bench, name: str, shape: Shape) -> Iterator[SuiteRow | Skipped]:
     q, k_cache, v_cache, tree, positions = build(shape)
     q, positions = q.to(bench.device), positions.to(bench.device)
-    unshared = _to(without_sharing(tree, shape), bench.device)
-    tree = _to(tree, bench.device)
+    unshared = to_device(without_sharing(tree, shape), bench.device)
+    tree = to_device(tree, bench.device)
     caches = [(k_cache.to(bench.device), v_cache.to(bench.device))]
     caches += [tuple(torch.randn_like(cache) for cache in caches[0]) for _ in range(LAYERS - 1)]
     scale = shape.head_dim**-0.5
@@ -118,5 +118,5 @@ def gather(k_cache: Tensor, v_cache: Tensor, tree: Tree, count: int) -> tuple[Te
     return k, v
 
 
-def _to(tree: Tree, device: torch.device) -> Tree:
+def to_device(tree: Tree, device: torch.device) -> Tree:
     return replace(tree, **{name: getattr(tree, name).to(device) for name in Tree.__slots__})

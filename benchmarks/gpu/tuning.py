@@ -16,14 +16,17 @@ import datetime
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.gpu import sampling, step_rewards, tree_attention
 from benchmarks.gpu.bench import Bench
@@ -33,6 +36,7 @@ from benchmarks.tree_attention import build
 from mstar_engine.environment import device_name, versions
 from mstar_kernels import sampling_triton, step_rewards_triton, tree_attention_tiles
 from mstar_kernels.sampling import sample_tokens
+from mstar_kernels.tree_attention import Tree
 from mstar_kernels.tree_attention import tree_attention as attend
 from mstar_kernels.tree_attention_tiles import Tile
 
@@ -42,42 +46,53 @@ TURNS, COMPILERS = 9, 12
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One change: `owner[key]`, or the attribute of a module, becomes `value` while it is measured."""
+    """`changes` (owner, key, value): `owner[key]`, or the attribute of a module, becomes `value` while it is measured."""
 
     name: str
-    owner: Any
-    key: Any
-    value: Any
+    changes: tuple[tuple[Any, Any, Any], ...]
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The change, and back."""
-        is_table = isinstance(self.owner, dict)
-        before = self.owner[self.key] if is_table else getattr(self.owner, self.key)
-        put: Callable[[Any, Any], None] = (
-            self.owner.__setitem__ if is_table else lambda key, value: setattr(self.owner, key, value)
-        )
-        put(self.key, self.value)
+        """The changes, and back."""
+        before = [look_up(owner, key) for owner, key, _ in self.changes]
         try:
+            for change in self.changes:
+                _put(*change)
             yield
         finally:
-            put(self.key, before)
+            for (owner, key, _), value in zip(self.changes, before):
+                _put(owner, key, value)
+
+
+def look_up(owner: Any, key: Any) -> Any:
+    """An entry of a table, or an attribute."""
+    return owner[key] if isinstance(owner, dict) else getattr(owner, key)
+
+
+def _put(owner: Any, key: Any, value: Any) -> None:
+    if isinstance(owner, dict):
+        owner[key] = value
+    else:
+        setattr(owner, key, value)
 
 
 def attention_variants() -> list[Variant]:
     """Tiles and programs of `tree_attention` with heads of 128."""
     tables = {"NARROW": tree_attention_tiles.NARROW, "WIDE": tree_attention_tiles.WIDE}
-    narrow = ((32, 4, 4), (64, 2, 3), (64, 4, 2), (64, 4, 4), (128, 4, 2), (128, 4, 3), (128, 8, 3))
-    tiles = [("NARROW", Tile(16, *settings)) for settings in narrow]
-    tiles += [("WIDE", Tile(128, *settings)) for settings in ((64, 8, 2), (128, 8, 2), (64, 4, 3))]
-    tiles += [("WIDE", Tile(64, 64, 4, 3))]
-    found = [
-        Variant(f"{table} {tile.lanes} lanes, {tile.keys} keys, {tile.warps} warps, {tile.stages} stages",
-                tables[table], 128, tile)
-        for table, tile in tiles
-    ]  # fmt: skip
-    for key, counts in (("NARROW_PROGRAMS", (2, 3, 4, 6, 12, 16)), ("WIDE_PROGRAMS", (2,))):
-        found += [Variant(f"{key} {count}", tree_attention_tiles, key, count) for count in counts]
+
+    def variant(**tiles: Tile) -> Variant:
+        name = "; ".join(f"{table} {t.lanes} x {t.keys}, {t.warps}w {t.stages}s" for table, t in tiles.items())
+        return Variant(name, tuple((tables[table], 128, tile) for table, tile in tiles.items()))
+
+    narrow = [Tile(16, *settings) for settings in ((32, 4, 3), (32, 4, 4), (64, 2, 3), (64, 4, 2), (128, 4, 2))]
+    wide = [Tile(128, *settings) for settings in ((64, 8, 2), (128, 8, 2))]
+    wide += [Tile(64, *settings) for settings in ((64, 4, 3), (64, 4, 2), (128, 4, 2))]
+    found = [variant(NARROW=tile) for tile in narrow] + [variant(WIDE=tile) for tile in wide]
+    found += [variant(NARROW=n, WIDE=w) for n in (narrow[0], narrow[1], narrow[3]) for w in (wide[0], wide[3])]
+    for key, counts in (("NARROW_PROGRAMS", (3, 4, 6, 12)), ("WIDE_PROGRAMS", (2, 3))):
+        found += [Variant(f"{key} {count}", ((tree_attention_tiles, key, count),)) for count in counts]
+    two = (tree_attention_tiles, "WIDE_PROGRAMS", 2)
+    found += [Variant(f"{one.name}; WIDE_PROGRAMS 2", (*one.changes, two)) for one in (variant(WIDE=wide[3]),)]
     return found
 
 
@@ -89,35 +104,45 @@ def sampling_variants() -> list[Variant]:
     found = []
     for change in changes:
         name = ", ".join(f"{key} {value}" for key, value in change.items())
-        found.append(Variant(f"SETTINGS {name}", table, "large", replace(recorded, **change)))
+        found.append(Variant(f"SETTINGS {name}", ((table, "large", replace(recorded, **change)),)))
     for warps in (4, 16):
         options = sampling_triton.ROW_OPTIONS | {"num_warps": warps}
-        found.append(Variant(f"ROW_OPTIONS {warps} warps", sampling_triton, "ROW_OPTIONS", options))
+        found.append(Variant(f"ROW_OPTIONS {warps} warps", ((sampling_triton, "ROW_OPTIONS", options),)))
     return found
 
 
 def reward_variants() -> list[Variant]:
     """Steps a program of `step_rewards`, and its warps."""
-    found = [Variant(f"ROWS {rows}", step_rewards_triton, "ROWS", rows) for rows in (4, 16)]
+    found = [Variant(f"ROWS {rows}", ((step_rewards_triton, "ROWS", rows),)) for rows in (4, 16)]
     options = step_rewards_triton.OPTIONS | {"num_warps": 8}
-    return [*found, Variant("OPTIONS 8 warps", step_rewards_triton, "OPTIONS", options)]
+    return [*found, Variant("OPTIONS 8 warps", ((step_rewards_triton, "OPTIONS", options),))]
 
 
-def attention_calls(bench: Bench, name: str) -> Rotation:
-    """One layer's decode attention at a model's shape; the work list is planned anew, so that its tiling counts."""
-    shape = tree_attention.SIZES[name]
+@cache
+def _attention_inputs(generated: int) -> tuple[tuple[Tensor, ...], list[tuple[Tensor, Tensor]], Tree, float]:
+    shape = replace(tree_attention.SIZES["Qwen2.5-VL-7B"], generated=generated)
     q, k, v, tree, positions = build(shape)
-    q, positions, tree = q.to(bench.device), positions.to(bench.device), tree_attention._to(tree, bench.device)
-    caches = [(k.to(bench.device), v.to(bench.device)) for _ in range(tree_attention.LAYERS)]
-    plan = tree_attention.planned(tree, q, k)
-    options = {"scale": shape.head_dim**-0.5, "checked": True, **plan}
-    return Rotation(name, tuple(lambda k=k, v=v: attend(q, k, v, tree, positions, **options) for k, v in caches))
+    caches = [(k.cuda(), v.cuda()) for _ in range(tree_attention.LAYERS)]
+    return (
+        (q.cuda(), positions.cuda()),
+        caches,
+        tree_attention.to_device(tree, torch.device("cuda")),
+        shape.head_dim**-0.5,
+    )
+
+
+def attention_calls(bench: Bench, generated: int) -> Rotation:
+    """One layer's decode attention of Qwen2.5-VL-7B; the work list is planned anew, so that its tiling counts."""
+    (q, positions), caches, tree, scale = _attention_inputs(generated)
+    options = {"scale": scale, "checked": True, **tree_attention.planned(tree, q, caches[0][0])}
+    calls = tuple(lambda k=k, v=v: attend(q, k, v, tree, positions, **options) for k, v in caches)
+    return Rotation(f"{generated} generated", calls)
 
 
 def sampling_calls(bench: Bench, top_p: float) -> Rotation:
     """A batch of draws."""
     count, vocabulary, _ = sampling.SIZES
-    sets, degrees = sampling._inputs(bench, count, vocabulary)
+    sets, degrees = sampling.inputs(bench, count, vocabulary)
     given = arguments(degrees, 0, top_p, count, bench.device)
     calls = [lambda x=x: sample_tokens(x, **given, **sampling.UNWAITED, filtered=top_p < 1) for x in sets]
     return Rotation(f"top_p {top_p}", tuple(calls))
@@ -128,13 +153,17 @@ def reward_calls(bench: Bench) -> Rotation:
     shape = step_rewards.SIZES[0]
     size = shape.steps * shape.dim * shape.dtype.itemsize
     sets = [step_rewards.build(shape, bench.device) for _ in range(input_sets(size, bench.device))]
-    return Rotation("step_rewards", tuple(step_rewards._launch(one) for one in sets))
+    return Rotation("step_rewards", tuple(step_rewards.launches(one) for one in sets))
 
 
 SUBJECTS: dict[str, tuple[Callable[[], list[Variant]], dict[str, Callable[[Bench], Rotation]]]] = {
     "tree_attention": (
         attention_variants,
-        {name: lambda bench, name=name: attention_calls(bench, name) for name in tree_attention.SIZES},
+        {
+            "1500+500": lambda bench: attention_calls(bench, 500),
+            "1500+200": lambda bench: attention_calls(bench, 200),
+            "1500+32": lambda bench: attention_calls(bench, 32),
+        },
     ),
     "sampling": (
         sampling_variants,
@@ -165,17 +194,26 @@ def measure(bench: Bench, op: str) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
+def _compile(task: tuple[str, int]) -> None:
+    op, index = task
+    make_variants, works = SUBJECTS[op]
+    bench = _bench()
+    with make_variants()[index].applied():
+        list(works.values())[-1](bench).calls[0]()  # all works of an op compile the same
+
+
 def compile_all(ops: Sequence[str]) -> None:
-    """Fill Triton's cache: a process for each variant, several at a time."""
+    """Fill Triton's cache, several variants at a time, in forks of this process, which has not touched the device."""
     tasks = [(op, index) for op in ops for index in range(len(SUBJECTS[op][0]()))]
-    running: list[subprocess.Popen[bytes]] = []
-    for op, index in tasks:
-        if len(running) >= min(COMPILERS, len(os.sched_getaffinity(0))):
-            running.pop(0).wait()
-        command = [sys.executable, "-m", "benchmarks.gpu.tuning", "--compile", op, str(index)]
-        running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-    for process in running:
-        process.wait()
+    with ProcessPoolExecutor(min(COMPILERS, len(os.sched_getaffinity(0))), get_context("fork")) as pool:
+        for future in [pool.submit(_compile, task) for task in tasks]:
+            with contextlib.suppress(Exception):  # measuring it will say what is wrong
+                future.result()
+
+
+def _bench() -> Bench:
+    device = torch.device("cuda")
+    return Bench("tuning", device, False, 1.0, Timer(device, TURNS))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -183,20 +221,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.tuning")
     parser.add_argument("--only", nargs="+", choices=sorted(SUBJECTS), metavar="OP", default=sorted(SUBJECTS))
     parser.add_argument("--out", type=Path, metavar="DIR", default=RESULTS)
-    parser.add_argument("--compile", nargs=2, metavar=("OP", "INDEX"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # to ask must not start CUDA, which a fork cannot go on with
     if not torch.cuda.is_available():
         sys.exit("tuning: needs a CUDA device")
-    device = torch.device("cuda")
-    bench = Bench("tuning", device, False, 1.0, Timer(device, TURNS))
-    if options.compile is not None:
-        make_variants, works = SUBJECTS[options.compile[0]]
-        with make_variants()[int(options.compile[1])].applied():
-            for make in works.values():
-                make(bench).calls[0]()
-        return
     compile_all(options.only)
-    rows = []
+    bench, rows = _bench(), []
     for op in options.only:
         for row in measure(bench, op):
             rows.append(row)

@@ -11,16 +11,12 @@ def test_a_variant_is_a_change_and_is_taken_back(op: str) -> None:
     variants = tuning.SUBJECTS[op][0]()
     assert len({variant.name for variant in variants}) == len(variants)
     for variant in variants:
-
-        def found(variant: tuning.Variant = variant) -> object:
-            owner = variant.owner
-            return owner[variant.key] if isinstance(owner, dict) else getattr(owner, variant.key)
-
-        before = found()
+        before = [tuning.look_up(owner, key) for owner, key, _ in variant.changes]
         with pytest.raises(ZeroDivisionError), variant.applied():
-            assert found() == variant.value != before
+            for (owner, key, value), earlier in zip(variant.changes, before, strict=True):
+                assert tuning.look_up(owner, key) == value != earlier
             raise ZeroDivisionError
-        assert found() == before
+        assert [tuning.look_up(owner, key) for owner, key, _ in variant.changes] == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measures on a device")
