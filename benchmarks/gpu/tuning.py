@@ -46,7 +46,7 @@ TURNS, COMPILERS = 9, 12
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """`changes` (owner, key, value): `owner[key]`, or the attribute of a module, becomes `value` while it is measured."""
+    """`changes` (owner, key, value): `owner[key]`, or a module's attribute, becomes `value` while it is measured."""
 
     name: str
     changes: tuple[tuple[Any, Any, Any], ...]
