@@ -73,10 +73,10 @@ def plans(count: int, counts: tuple[int, ...]) -> list[Rounds]:
     ]
 
 
-def engine_for(family: str, **options) -> RolloutEngine:
+def engine_for(family: str, device: str = "cpu", **options) -> RolloutEngine:
     """An engine on a tiny model of the family, whose stop tokens never come."""
     prompts = {f"p{i}": prompt(family, (5, 16, 19)[i % 3], seed=i, image=i % 4 != 3) for i in range(6)}
-    engine = RolloutEngine(build(family), FixedPrompts(prompts, build_tiny(0)[1]), **options)
+    engine = RolloutEngine(build(family).to(device), FixedPrompts(prompts, build_tiny(0)[1]), **options)
     engine.stop_ids = lambda: []
     return engine
 
@@ -143,8 +143,17 @@ def test_draws_do_not_depend_on_scheduling(options: dict[str, int]) -> None:
     assert tokens(**options) == tokens(max_rows=64)
 
 
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+        ),
+    ],
+)
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
-def test_steps_of_fixed_shape_draw_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_of_fixed_shape_draw_the_same(family: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps run ahead between forks; one that is under way when rows end delays the next forks and nothing else."""
     ahead: list[bool] = []
     plan_ahead = _C.Scheduler.plan_ahead
@@ -152,7 +161,7 @@ def test_steps_of_fixed_shape_draw_the_same(family: str, monkeypatch: pytest.Mon
 
     def drawn(decode: str) -> dict:
         asked = plans(6, (3, 1, 2))
-        engine = engine_for(family, max_rows=24, block_size=4, decode=decode)
+        engine = engine_for(family, device, max_rows=24, block_size=4, decode=decode)
         params = SamplingParams(max_tokens=MAX_TOKENS, seed=3, top_p=0.9, stop_token_ids=tuple(range(10, 16)))
         assert {plan.problem.id for plan in run(engine, asked, params, together=4)} == {p.problem.id for p in asked}
         return {(plan.problem.id, *key): one for plan in asked for key, one in plan.found.items()}
