@@ -8,7 +8,7 @@ ARGS ?=
 BENCHMARKS := sampling scheduler_step step_rewards tree_attention rollout_throughput prm_scoring temperature_sweep
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-cpp bench lint clean
+.PHONY: help setup run test test-cpp bench bench-gpu lint clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ test-cpp: $(READY)  ## C++ unit tests
 bench: $(READY)  ## run every benchmark; results go to build/bench (ARGS=--quick for a short look)
 	@mkdir -p build/bench
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json build/bench/$$name.json $(ARGS) || exit 1; done
+
+bench-gpu: $(READY)  ## on a GPU: its tests, then every measurement (ARGS='--only sampling', ARGS='--tiny --device cpu' for a rehearsal)
+	@$(BIN)/python -m benchmarks.gpu_suite $(ARGS)
 
 lint: $(READY)  ## check style
 	@test -x $(BIN)/ruff || $(BIN)/pip install --quiet --disable-pip-version-check 'ruff>=0.6'

@@ -105,7 +105,13 @@ class WarmupConfig:
 
 @section
 class RolloutConfig:
-    """How the policy samples, and the room it has for keys and values (`kv_cache_memory` in bytes, at least a MiB)."""
+    """How the policy samples, and the room it has for keys and values (`kv_cache_memory` in bytes, at least a MiB).
+
+    `decode`: "fixed" pads decode steps to a few shapes, captured in CUDA graphs and run ahead of the host; "eager"
+    takes them as they come; "auto" is "fixed" on CUDA. `torch_compile` compiles the model for steps of fixed shape.
+    `image_cache_memory`: bytes of image features kept while the weights that made them stay; "auto" is 1 GiB on CUDA
+    and 0, none, on the CPU.
+    """
 
     n: Count = 16
     temperature: NonNegative = 1.0
@@ -116,6 +122,9 @@ class RolloutConfig:
     max_rows: Count = 512
     block_size: Count = 16
     kv_cache_memory: Literal["auto"] | Annotated[int, Field(ge=2**20)] = "auto"
+    decode: Literal["auto", "eager", "fixed"] = "auto"
+    torch_compile: bool = False
+    image_cache_memory: Literal["auto"] | CountOrOff = "auto"
 
     @field_validator("max_rows")
     @classmethod
@@ -123,6 +132,14 @@ class RolloutConfig:
         """The responses of a problem run together."""
         if value < info.data.get("n", value):
             raise ValueError(f"at least rollout.n={info.data['n']}")
+        return value
+
+    @field_validator("torch_compile")
+    @classmethod
+    def _steps_to_compile(cls, value: bool, info: ValidationInfo) -> bool:
+        """What is compiled is a step of fixed shape."""
+        if value and info.data.get("decode") == "eager":
+            raise ValueError("false with rollout.decode=eager")
         return value
 
 

@@ -34,6 +34,10 @@ NOT_IDENTITY = (
     "rollout.max_rows",
     "rollout.block_size",
     "rollout.kv_cache_memory",
+    # The same draws up to rounding, another way through a decode step.
+    "rollout.decode",
+    "rollout.torch_compile",
+    "rollout.image_cache_memory",
     # The same sums in another order, so that what ran out of memory can go on.
     "model.device",
     "train.max_tokens",

@@ -30,6 +30,9 @@ CONFIGS = st.builds(
         temperature=st.floats(0, 1e300),
         top_p=st.floats(0, 1, exclude_min=True),
         kv_cache_memory=st.just("auto") | st.integers(2**20, 2**60),
+        image_cache_memory=st.just("auto") | st.integers(0, 2**60),
+        decode=st.sampled_from(["auto", "fixed"]),
+        torch_compile=st.booleans(),
     ),
     train=st.builds(TrainConfig, learning_rate=st.floats(1e-300, 1), adam_beta2=st.floats(0, 1, exclude_max=True)),
     evolve=st.builds(EvolveConfig, interval=st.floats(0, 1, exclude_min=True) | st.integers(2, 10**9)),
@@ -150,6 +153,18 @@ def test_any_misspelt_key_is_refused(key, data):
         ("rollout.n=many", 'rollout.n="many"; allowed: a whole number, 1 or more'),
         ("train.learning_rate=.nan", "train.learning_rate=NaN; allowed: a number, above 0"),
         ("rollout.kv_cache_memory=0", "rollout.kv_cache_memory=0; allowed: auto; or a whole number, 1048576 or more"),
+        ("rollout.decode=graphs", 'rollout.decode="graphs"; allowed: one of auto, eager, fixed'),
+        ("rollout.decode=null", "rollout.decode=null; allowed: one of auto, eager, fixed"),
+        ("rollout.torch_compile=1", "rollout.torch_compile=1; allowed: true or false"),
+        (
+            "rollout={decode: eager, torch_compile: true}",
+            "rollout.torch_compile=true; allowed: false with rollout.decode=eager",
+        ),
+        ("rollout.image_cache_memory=-1", "rollout.image_cache_memory=-1; allowed: auto; or a whole number, 0 or more"),
+        (
+            "rollout.image_cache_memory=1GB",
+            'rollout.image_cache_memory="1GB"; allowed: auto; or a whole number, 0 or more',
+        ),
         ("train.bf16=true", "train.bf16=true; allowed: false, or model.dtype=bfloat16 or auto"),
         (
             "train.packing=true",
@@ -248,6 +263,7 @@ def test_hash_ignores_what_does_not_matter():
     base = config_hash(RunConfig())
     alike = ("output_dir=elsewhere", "threads=3", "stages=[report]", "model.device=cpu", "train.max_tokens=512")
     alike += ("train.gradient_checkpointing=true", "train.use_liger_kernel=false", "train.bf16=false")
+    alike += ("rollout.decode=fixed", "rollout.torch_compile=true", "rollout.image_cache_memory=0")
     for override in alike:
         assert config_hash(load_config(None, [override])) == base
     for override in ("seed=1", "rollout.n=3", "model.dtype=bfloat16", "evolve.interval=0.5"):

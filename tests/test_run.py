@@ -257,6 +257,7 @@ def test_the_best_scored_right_responses_are_learned_from(tmp_path: Path, lenien
             "temperature.controller=fixed",
             "evaluate.pass_at_k_n=2",
         ],
+        ["rollout.decode=fixed", "rollout.image_cache_memory=1048576"],
     ],
 )
 def test_every_mode_head_and_selection_runs(tmp_path: Path, lenient, changes: list[str]) -> None:

@@ -1,8 +1,9 @@
 """`step_rewards` on 4,096 responses of 8 steps, against torch with the label rows and with the whole output head.
 
 The goal is held by the kernels' two launches. Beside them stands the whole call, which reads the indices back to the
-host to check them before any work, and the scores to refuse what is not finite after it: once a scored batch. The
-memory row is the largest tensor that is made: ours knows no vocabulary.
+host to check them before any work, and the scores to refuse what is not finite after it; and the call as the scorer
+makes it, which knows the indices on the host and reads the scores anyway: it waits for nothing. The memory row is the
+largest tensor that is made: ours knows no vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from benchmarks.gpu.suite_row import Skipped, SuiteRow
 from benchmarks.gpu.timing import Rotation, input_sets
 from benchmarks.largest_tensor import largest_mib
 from benchmarks.step_rewards import Shape, build, in_torch
-from mstar_kernels.step_rewards import step_rewards
+from mstar_kernels.step_rewards import StepRewards, step_rewards
 
 SIZES, TINY = (Shape(32_768, 3584, torch.bfloat16), 152_064), (Shape(16, 64, torch.bfloat16), 512)
 """The scored steps, and the vocabulary of the peer that multiplies with all of it."""
@@ -51,6 +52,8 @@ def rows(bench: Bench) -> Iterator[SuiteRow | Skipped]:
         "step_rewards with its checks", tuple(lambda one=one: step_rewards(*one) for one in sets), waits=True
     )
     yield from bench.compare(what, ours, peers[:1], least_bytes=floor_bytes)
+    ours_scored = Rotation("step_rewards", tuple(lambda one=one: as_scored(*one) for one in sets))
+    yield from bench.compare(f"{what}, as the scorer calls it", ours_scored, least_bytes=floor_bytes)
     ours_mib, peer_mib = (largest_mib(call) for call in (ours.calls[0], peer(whole, head).calls[0]))
     yield bench.values(f"{what}: largest tensor", "step_rewards", whole, ours_mib, peer_mib, "MiB")
 
@@ -69,3 +72,8 @@ def launches(arguments: Arguments) -> Callable[[], object]:
         )
     ]
     return lambda: step_rewards_triton.launch(hidden, label_rows, None, positions, bounds, "softmax", "min", *outputs)
+
+
+def as_scored(*arguments: Tensor) -> StepRewards:
+    """The caller has checked the indices, and looks at the scores later."""
+    return step_rewards(*arguments, checked=True, deferred=True)

@@ -19,8 +19,10 @@ from benchmarks.gpu.floors import layer_kv_bytes, tree_tokens
 from benchmarks.gpu.suite_row import Skipped, SuiteRow
 from benchmarks.gpu.timing import Rotation
 from benchmarks.tree_attention import BLOCK_SIZE, Shape, build, per_row
+from mstar_kernels.attention_work import planned_work, workspace_size
 from mstar_kernels.reference import gather_row
 from mstar_kernels.tree_attention import Tree, tree_attention
+from mstar_kernels.tree_attention_tiles import tiling_of
 
 SIZES = {
     "Qwen2.5-VL-7B": Shape(16, 16, 1500, 500, 28, 4, 128, torch.bfloat16),
@@ -85,9 +87,6 @@ def planned(tree: Tree, q: Tensor, k_cache: Tensor) -> dict[str, object]:
     """What an engine prepares on a GPU once a step, for all layers: the work list, and memory for partial results."""
     if q.device.type != "cuda":
         return {}
-    from mstar_kernels.attention_work import planned_work, workspace_size
-    from mstar_kernels.tree_attention_tiles import tiling_of
-
     heads, head_dim = q.shape[1:]
     tiling = tiling_of(
         heads=heads, kv_heads=k_cache.shape[1], head_dim=head_dim, q_dtype=q.dtype, kv_dtype=k_cache.dtype,

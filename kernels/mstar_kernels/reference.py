@@ -246,10 +246,12 @@ def step_rewards(
     *,
     head: str,
     reduction: str,
+    deferred: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores [S], reduced [N] and weakest int32 [N]; see `mstar_kernels.step_rewards.step_rewards`.
 
-    Computes in float32, and in float64 where `hidden` is float64.
+    Computes in float32, and in float64 where `hidden` is float64. `deferred`: a score whose logits hold NaN is NaN, one
+    whose logits are infinite otherwise is infinite; its response is reduced to NaN.
     """
     compute = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     responses = len(response_steps) - 1
@@ -265,9 +267,15 @@ def step_rewards(
                 logits_L = logits_L + bias
             if not bool(logits_L.isfinite().all()):
                 what = "NaN" if bool(logits_L.isnan().any()) else "infinite"
-                raise ValueError(unfit_score(response, step - begin, what))
+                if not deferred:
+                    raise ValueError(unfit_score(response, step - begin, what))
+                scores_S[step] = float("nan") if what == "NaN" else float("inf")
+                continue
             scores_S[step] = (logits_L.sigmoid() if head == "sigmoid" else logits_L.softmax(0))[0]
         scores = scores_S[begin:end]
+        if not bool(scores.isfinite().all()):
+            reduced_N[response], weakest_N[response] = float("nan"), 0
+            continue
         reduced_N[response] = _REDUCE[reduction](scores)
         weakest_N[response] = int((scores == scores.min()).nonzero()[0])
     return scores_S, reduced_N, weakest_N

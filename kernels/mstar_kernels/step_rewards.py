@@ -47,6 +47,8 @@ def step_rewards(
     head: str = "softmax",
     reduction: str = "min",
     backend: str = "auto",
+    checked: bool = False,
+    deferred: bool = False,
 ) -> StepRewards:
     """Score S steps of N responses, and reduce the scores of each response. Not differentiable.
 
@@ -62,6 +64,11 @@ def step_rewards(
             rows. "sigmoid" (L of 1): the sigmoid of row 0.
         reduction: "min", "mean", "product" or "last".
         backend: "auto", "triton", "cpu" or "reference".
+        checked: the caller answers for the values of `step_positions` and `response_steps` (`check_indices` looks at
+            them on the host, before they are sent); shapes, dtypes and devices are looked at anyway.
+        deferred: an unfit score is no error yet, it is NaN or infinite, for `refuse_unfit`; what its response is
+            reduced to means nothing. With `checked` nothing is copied to the host, so that a CUDA graph can hold the
+            call (one before it, outside the graph, compiles).
 
     Returns:
         Scores, reduced and weakest, accumulated in float32.
@@ -72,12 +79,60 @@ def step_rewards(
     """
     _check_options(label_rows, head, reduction)
     _check_tensors(hidden, label_rows, bias, step_positions, response_steps)
-    _check_indices(hidden, step_positions, response_steps)
+    if not checked:
+        check_indices(step_positions, response_steps, tokens=len(hidden))
     chosen = resolve(backend, hidden.device, AVAILABLE)
     tensors = (hidden, label_rows, bias, step_positions, response_steps)
     if chosen == "reference":
-        return StepRewards(*reference.step_rewards(*tensors, head=head, reduction=reduction))
-    return (_cpu if chosen == "cpu" else _triton)(*tensors, head, reduction)
+        return StepRewards(*reference.step_rewards(*tensors, head=head, reduction=reduction, deferred=deferred))
+    found = (_cpu if chosen == "cpu" else _triton)(*tensors, head, reduction)
+    if not deferred:
+        refuse_unfit(found.scores, response_steps)
+    return found
+
+
+def check_indices(step_positions: Tensor, response_steps: Tensor, *, tokens: int) -> None:
+    """Raise ValueError, naming the first index that is wrong, unless both are as `step_rewards` wants them.
+
+    step_positions, response_steps: as there, on any device; from a GPU they are copied. tokens: rows of `hidden`.
+    """
+    positions, bounds = step_positions.cpu().numpy(), response_steps.cpu().numpy()
+    outside = (positions < 0) | (positions >= tokens)
+    if outside.any():
+        at = int(outside.argmax())
+        raise ValueError(f"step_rewards: step_positions[{at}] = {positions[at]}; allowed: 0 to {tokens - 1}")
+    if bounds[0] != 0:
+        raise ValueError(f"step_rewards: response_steps[0] = {bounds[0]}; allowed: 0")
+    descends = bounds[1:] < bounds[:-1]
+    if descends.any():
+        at = int(descends.argmax()) + 1
+        raise ValueError(f"step_rewards: response_steps[{at}] = {bounds[at]} is below {bounds[at - 1]}, the one before")
+    empty = bounds[1:] == bounds[:-1]
+    if empty.any():
+        at = int(empty.argmax())
+        raise ValueError(
+            f"step_rewards: response {at} has no step (response_steps[{at}], [{at + 1}] = {bounds[at]}, {bounds[at]}); "
+            "allowed: one or more"
+        )
+    if bounds[-1] != len(positions):
+        raise ValueError(
+            f"step_rewards: response_steps[{len(bounds) - 1}] = {bounds[-1]}; "
+            f"allowed: {len(positions)}, the length of step_positions"
+        )
+
+
+def refuse_unfit(scores: Tensor, response_steps: Tensor) -> None:
+    """Raise what `step_rewards` deferred: ValueError where a score is NaN or infinite, naming response and step.
+
+    scores: float32 [S]. response_steps: as there, on the device of `scores`.
+    """
+    fit = scores.isfinite()
+    if bool(fit.all()):
+        return
+    at = int((~fit).int().argmax())
+    response = int(torch.searchsorted(response_steps, at, right=True)) - 1
+    what = "NaN" if bool(scores[at].isnan()) else "infinite"
+    raise ValueError(reference.unfit_score(response, at - int(response_steps[response]), what))
 
 
 def _check_options(label_rows: Tensor, head: str, reduction: str) -> None:
@@ -128,32 +183,6 @@ def _check_layout(name: str, tensor: Tensor, shape: str, has_shape: bool) -> Non
         )
 
 
-def _check_indices(hidden: Tensor, step_positions: Tensor, response_steps: Tensor) -> None:
-    positions, bounds = step_positions.cpu().numpy(), response_steps.cpu().numpy()  # one copy each from a GPU
-    outside = (positions < 0) | (positions >= len(hidden))
-    if outside.any():
-        at = int(outside.argmax())
-        raise ValueError(f"step_rewards: step_positions[{at}] = {positions[at]}; allowed: 0 to {len(hidden) - 1}")
-    if bounds[0] != 0:
-        raise ValueError(f"step_rewards: response_steps[0] = {bounds[0]}; allowed: 0")
-    descends = bounds[1:] < bounds[:-1]
-    if descends.any():
-        at = int(descends.argmax()) + 1
-        raise ValueError(f"step_rewards: response_steps[{at}] = {bounds[at]} is below {bounds[at - 1]}, the one before")
-    empty = bounds[1:] == bounds[:-1]
-    if empty.any():
-        at = int(empty.argmax())
-        raise ValueError(
-            f"step_rewards: response {at} has no step (response_steps[{at}], [{at + 1}] = {bounds[at]}, {bounds[at]}); "
-            "allowed: one or more"
-        )
-    if bounds[-1] != len(positions):
-        raise ValueError(
-            f"step_rewards: response_steps[{len(bounds) - 1}] = {bounds[-1]}; "
-            f"allowed: {len(positions)}, the length of step_positions"
-        )
-
-
 def _cpu(
     hidden: Tensor,
     label_rows: Tensor,
@@ -172,7 +201,6 @@ def _cpu(
             step_positions.data_ptr(), response_steps.data_ptr(), len(response_steps) - 1, head, reduction,
             found.scores.data_ptr(), found.reduced.data_ptr(), found.weakest.data_ptr(), isa,
         )  # fmt: skip
-    _refuse_unfit(found.scores, response_steps)
     return found
 
 
@@ -193,7 +221,6 @@ def _triton(
             hidden, label_rows, bias, step_positions, response_steps, head, reduction,
             found.scores, found.reduced, found.weakest,
         )  # fmt: skip
-    _refuse_unfit(found.scores, response_steps)
     return found
 
 
@@ -204,14 +231,3 @@ def _empty(step_positions: Tensor, response_steps: Tensor) -> StepRewards:
         reduced=torch.empty(responses, dtype=torch.float32, device=device),
         weakest=torch.empty(responses, dtype=torch.int32, device=device),
     )
-
-
-def _refuse_unfit(scores: Tensor, response_steps: Tensor) -> None:
-    """The compiled forms leave NaN, or infinity, as the score of a step with such a logit."""
-    fit = scores.isfinite()
-    if bool(fit.all()):
-        return
-    at = int((~fit).int().argmax())
-    response = int(torch.searchsorted(response_steps, at, right=True)) - 1
-    what = "NaN" if bool(scores[at].isnan()) else "infinite"
-    raise ValueError(reference.unfit_score(response, at - int(response_steps[response]), what))

@@ -41,6 +41,9 @@ class Policy:
             max_rows=rollout.max_rows,
             block_size=rollout.block_size,
             kv_cache_memory=None if rollout.kv_cache_memory == "auto" else rollout.kv_cache_memory,
+            decode=rollout.decode,
+            torch_compile=rollout.torch_compile,
+            image_cache_memory=None if rollout.image_cache_memory == "auto" else rollout.image_cache_memory,
         )
         self.trainer = Trainer(
             model,

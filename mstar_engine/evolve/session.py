@@ -52,6 +52,12 @@ def check_model(config: RunConfig) -> None:
     asked = config.rollout.max_completion_length
     if longest is not None and asked >= longest:
         raise ValueError(f"rollout.max_completion_length={asked}; allowed: below {longest}, the positions of {name}")
+    device = device_of(config.model.device).type
+    if config.rollout.torch_compile and config.rollout.decode == "auto" and device != "cuda":
+        raise ValueError(
+            f"rollout.torch_compile=true: decode steps on {device} have no fixed shape; allowed: false, or "
+            "rollout.decode=fixed"
+        )
 
 
 def check_training(config: RunConfig) -> None:

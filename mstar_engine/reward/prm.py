@@ -20,7 +20,7 @@ from mstar_engine.reward.layout import LaidOut, Layout
 from mstar_engine.reward.steps import check_steps, step_ends
 from mstar_engine.rollout.branches import BranchRunner, BranchStats, Trunk
 from mstar_engine.types import Group, Response
-from mstar_kernels.step_rewards import step_rewards
+from mstar_kernels.step_rewards import check_indices, step_rewards
 
 REDUCTIONS = ("min", "mean", "product", "last")
 
@@ -114,32 +114,35 @@ class ProcessRewardModel:
         if not counts:
             yield from (plan.scores([], [], []) for plan in plans)
             return
-        at = torch.from_numpy(np.concatenate(positions).astype(np.int32)).to(hidden.device)
+        at = torch.from_numpy(np.concatenate(positions).astype(np.int32))
+        bounds = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+        check_indices(at, bounds, tokens=len(hidden))  # here on the host, so that nothing waits for the device
+        at, bounds = (indices.to(hidden.device, non_blocking=True) for indices in (at, bounds))
         rows, bias = self.head.label_rows()
         if self.head.deep:  # layers before the rows see the step ends alone
             hidden = self.head.transform(hidden[at.long()]).contiguous()
             at = torch.arange(len(at), dtype=torch.int32, device=hidden.device)
-        try:
-            rewards = step_rewards(
-                hidden.contiguous(),
-                rows.contiguous(),
-                at,
-                torch.tensor(np.concatenate([[0], np.cumsum(counts)]), dtype=torch.int32, device=hidden.device),
-                bias=None if bias is None else bias.float().contiguous(),
-                head=self.head.activation,
-                reduction=self.reduction,
-                backend=self.backend,
-            )
-        except ValueError as error:
-            bad = (~torch.isfinite(hidden[at.long()].float() @ rows.float().T).all(-1)).nonzero()
-            if not len(bad):
-                raise
-            where = int(np.searchsorted(np.cumsum(counts), int(bad[0, 0]), side="right"))
+        rewards = step_rewards(
+            hidden.contiguous(),
+            rows.contiguous(),
+            at,
+            bounds,
+            bias=None if bias is None else bias.float().contiguous(),
+            head=self.head.activation,
+            reduction=self.reduction,
+            backend=self.backend,
+            checked=True,
+            deferred=True,
+        )
+        found = rewards.scores.cpu().numpy()
+        unfit = np.flatnonzero(~np.isfinite(found))
+        if len(unfit):
+            where = int(np.searchsorted(np.cumsum(counts), unfit[0], side="right"))
             plan, sample = [(plan, sample) for plan in plans for sample in plan.samples][where]
             raise ValueError(
                 f"process reward model: NaN or infinite score for problem {plan.group.problem.id}, sample {sample}"
-            ) from error
-        step_scores = np.split(rewards.scores.cpu().numpy(), np.cumsum(counts)[:-1])
+            )
+        step_scores = np.split(found, np.cumsum(counts)[:-1])
         reduced, weakest = rewards.reduced.tolist(), rewards.weakest.tolist()
         first = 0
         for plan in plans:

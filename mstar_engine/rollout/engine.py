@@ -75,6 +75,10 @@ class RolloutEngine:
                 raise ValueError(f"RolloutEngine: {key}={value}; allowed: 1 or more")
         if kv_cache_memory is not None and kv_cache_memory < 1:
             raise ValueError(f"RolloutEngine: kv_cache_memory={kv_cache_memory}; allowed: bytes, 1 or more, or None")
+        if image_cache_memory is not None and image_cache_memory < 0:
+            raise ValueError(
+                f"RolloutEngine: image_cache_memory={image_cache_memory}; allowed: bytes, 0 or more, or None"
+            )
         self.configs = language_configs(model)
         self.shape = probe(model)
         if self.shape.device.type == "cpu":
@@ -86,6 +90,11 @@ class RolloutEngine:
         self.features = ImageFeatureCache(model, image_cache_memory)
         self._cache: KVCache | None = None
         self._decodes_fixed = decode == "fixed" or (decode == "auto" and self.shape.device.type == "cuda")
+        if torch_compile and not self._decodes_fixed:
+            raise ValueError(
+                f"RolloutEngine: torch_compile=True with decode={decode!r} on {self.shape.device.type}; "
+                "allowed: False, or decode='fixed': what is compiled is a step of fixed shape"
+            )
         self._decoder: Decoder | None = None
         self._torch_compile = torch_compile
 

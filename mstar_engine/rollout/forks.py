@@ -108,19 +108,26 @@ class ForkWave(Wave):
         base = replace(self.stats)
         for plan, item in plans:
             self._hold(scheduler, plan, item)
+        wanted: list[tuple[_Held, int, list[Fork]]] = []  # of whom, how many rows ended, what forks are due
         while self.held:
             with hooked(engine.configs), torch.no_grad():
-                stepper.step()
+                stepper.step(ahead=not wanted)
             self._count(scheduler, base)
-            over = []
             for handle in scheduler.ready():
                 held = self.held[handle]
-                self._fork(scheduler, runner, held, held.plan.begin(), over)
+                wanted.append((held, 0, held.plan.begin()))
             for handle in scheduler.finished():
                 child = self.children.pop(handle)
-                child.held.alive -= len(child.fork.samples)
                 group = self._group(scheduler, handle)
-                self._fork(scheduler, runner, child.held, child.held.plan.ended(child.fork, group.responses), over)
+                forks = child.held.plan.ended(child.fork, group.responses)
+                wanted.append((child.held, len(child.fork.samples), forks))
+            if stepper.runs_ahead:  # forks wait for the step that was started before these rows were seen to end
+                continue
+            over: list[ForkPlan] = []
+            for held, ended, forks in wanted:
+                held.alive -= ended
+                self._fork(scheduler, runner, held, forks, over)
+            wanted.clear()
             if over:
                 yield over
 

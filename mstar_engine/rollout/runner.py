@@ -68,7 +68,7 @@ class ModelRunner:
             alike = [prompts[i] for i in batch]
             inputs = stack_inputs(alike, self.device)
             forget_rope_deltas(self.model)
-            with attention_step(PrefillStep(self.cache, slots)), self.features.prompts(alike):
+            with attention_step(PrefillStep(self.cache, slots, self.backend)), self.features.prompts(alike):
                 output = self.model(use_cache=False, **inputs, **self.last_row_only)
             for place, index in enumerate(batch):
                 rows[index] = output.logits[place, -1]
@@ -121,7 +121,7 @@ class ModelRunner:
                 context = self._context_slots(row, int(plan.positions[end - 1]) + 1)
                 segments.append((begin, end, context.to(self.device)))
         slots = self.arrays["slots"][:count].to(self.device)
-        with attention_step(ExtendStep(self.cache, slots, segments)):
+        with attention_step(ExtendStep(self.cache, slots, segments, self.backend)):
             self.model(
                 input_ids=self.arrays["token_ids"][:count].long()[None].to(self.device),
                 position_ids=torch.from_numpy(rotary)[None].to(self.device),
@@ -150,7 +150,7 @@ class ModelRunner:
         if count:
             src, dst = (self.arrays[name][:count].to(self.device) for name in ("copy_src", "copy_dst"))
             keys, values = self.cache.storage[:, 0], self.cache.storage[:, 1]
-            copy_blocks(keys, values, src, dst, checked=True)
+            copy_blocks(keys, values, src, dst, backend=self.backend, checked=True)
 
     def _context_slots(self, row: int, length: int) -> torch.Tensor:
         """Slots of the first `length` tokens of an extended row, int64 [length], read off its nodes."""

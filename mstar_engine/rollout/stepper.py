@@ -39,8 +39,14 @@ class Stepper:
         self.decoder = engine.decoder_for(self.plan, cache, self.runner.last_row_only)
         self._ahead: tuple[Drawn, np.ndarray] | None = None
 
-    def step(self) -> None:
-        """Run one plan to its commit. On return a decode step behind it may be running on the device."""
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a step is under way: until it is committed the scheduler takes no forks and no releases."""
+        return self._ahead is not None
+
+    def step(self, *, ahead: bool = True) -> None:
+        """Run one plan to its commit. On return a decode step behind it may be running on the device, unless `ahead` is
+        false."""
         under_way, self._ahead = self._ahead, None
         if under_way is None:
             kind = self.scheduler.next_plan()
@@ -48,7 +54,7 @@ class Stepper:
             if under_way is None and (kind != DECODE or self.decoder is None):
                 drawn = self._run(kind)
             else:
-                drawn = self._decode(under_way)
+                drawn = self._decode(under_way, ahead)
         except BaseException:
             if self._ahead is not None:
                 self._ahead = None
@@ -71,10 +77,10 @@ class Stepper:
             return np.empty(0, np.int32), np.empty((0, 4), np.float32)
         return self._sample(logits, plan.num_draws)
 
-    def _decode(self, under_way: tuple[Drawn, np.ndarray] | None) -> tuple[np.ndarray, np.ndarray]:
+    def _decode(self, under_way: tuple[Drawn, np.ndarray] | None, ahead: bool) -> tuple[np.ndarray, np.ndarray]:
         """A decode plan, with the one behind it started before its draws are waited for."""
         drawn, groups = under_way or self._launch()
-        if self.scheduler.plan_ahead():
+        if ahead and self.scheduler.plan_ahead():
             try:
                 self._ahead = self._launch()
             except BaseException:

@@ -1,7 +1,8 @@
 """The three kinds of engine step, as the attention that each runs in place of the model's.
 
 Prefill stores the K and V of whole prompts and lets the model attend as usual. Extend recomputes the K and V of tokens
-that a preempted row had already drawn. Decode feeds one token a row and runs the tree attention op.
+that a preempted row had already drawn. Decode feeds one token a row and runs the tree attention op. `backend` is the
+form of the ops that each runs.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ class PrefillStep:
 
     needs_mask = True
 
-    def __init__(self, cache: KVCache, slots: torch.Tensor) -> None:
+    def __init__(self, cache: KVCache, slots: torch.Tensor, backend: str) -> None:
         self.cache = cache
         self.slots = slots
+        self.backend = backend
 
     def attend(self, call: LayerCall) -> torch.Tensor:
         """Store, then the model's usual attention."""
-        _store(self.cache, call, self.slots)
+        _store(self.cache, call, self.slots, self.backend)
         return call.usual()
 
 
@@ -58,7 +60,7 @@ class DecodeStep:
 
     def attend(self, call: LayerCall) -> torch.Tensor:
         """[R, H, 1, D] queries in, [R, 1, H, D] out."""
-        _store(self.cache, call, self.slots)
+        _store(self.cache, call, self.slots, self.backend)
         output = tree_attention(
             call.query.squeeze(2).contiguous(),
             self.cache.keys[call.layer],
@@ -84,14 +86,17 @@ class ExtendStep:
 
     needs_mask = False
 
-    def __init__(self, cache: KVCache, slots: torch.Tensor, segments: list[tuple[int, int, torch.Tensor]]) -> None:
+    def __init__(
+        self, cache: KVCache, slots: torch.Tensor, segments: list[tuple[int, int, torch.Tensor]], backend: str
+    ) -> None:
         self.cache = cache
         self.slots = slots
         self.segments = segments
+        self.backend = backend
 
     def attend(self, call: LayerCall) -> torch.Tensor:
         """[1, H, T, D] queries in, [1, T, H, D] out."""
-        _store(self.cache, call, self.slots)
+        _store(self.cache, call, self.slots, self.backend)
         output = torch.empty_like(call.query.transpose(1, 2))
         size = self.cache.block_size
         for begin, end, context in self.segments:
@@ -107,9 +112,7 @@ class ExtendStep:
         return output
 
 
-def _store(cache: KVCache, call: LayerCall, slots: torch.Tensor) -> None:
+def _store(cache: KVCache, call: LayerCall, slots: torch.Tensor, backend: str) -> None:
     key = call.key.transpose(1, 2).flatten(0, 1)
     value = call.value.transpose(1, 2).flatten(0, 1)
-    store_kv(
-        key.contiguous(), value.contiguous(), cache.keys[call.layer], cache.values[call.layer], slots, checked=True
-    )
+    store_kv(key, value, cache.keys[call.layer], cache.values[call.layer], slots, backend=backend, checked=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mstar_engine.config_parse import load_config
-from mstar_engine.evolve.session import check_training
+from mstar_engine.evolve.session import check_model, check_training
 from mstar_engine.models.loading import class_of
 from mstar_engine.models.tiny import tiny_config
 from mstar_engine.run import main
@@ -62,6 +62,12 @@ def test_attention_device_and_checkpointing(monkeypatch: pytest.MonkeyPatch) -> 
     assert refusal("model.device=cuda").startswith("model.device=cuda: torch sees no CUDA device")
     monkeypatch.setattr(class_of(tiny_config()), "supports_gradient_checkpointing", False)
     assert "model family 'llava' has none" in refusal("train.gradient_checkpointing=true")
+
+
+def test_compiling_steps_of_no_fixed_shape() -> None:
+    with pytest.raises(ValueError, match=r"^rollout\.torch_compile=true: decode steps on cpu.*allowed: false, or"):
+        check_model(load_config("smoke", ["rollout.torch_compile=true", "model.device=cpu"]))
+    check_model(load_config("smoke", ["rollout.torch_compile=true", "rollout.decode=fixed", "model.device=cpu"]))
 
 
 def test_a_refused_run_takes_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -73,13 +73,16 @@ def make_case(
     return Case(hidden, label_rows, positions, bounds, torch.randn(labels, generator=generator) * 0.5 if bias else None)
 
 
-def run(form: str, case: Case, reduction: str = "min") -> StepRewards:
+def run(form: str, case: Case, reduction: str = "min", **options: bool) -> StepRewards:
     if form in ISAS:
         c = case
-        return module._cpu(
+        found = module._cpu(
             c.hidden, c.label_rows, c.bias, c.step_positions, c.response_steps, c.head, reduction, isa=form
         )
-    backend = "reference" if form == "reference" else "triton"
+        if not options.get("deferred"):
+            module.refuse_unfit(found.scores, c.response_steps)
+        return found
+    backend = form if form in ("auto", "reference") else "triton"
     arguments = case.to("cuda" if form == "cuda" else "cpu")
-    found = step_rewards(**arguments.tensors, head=case.head, reduction=reduction, backend=backend)
+    found = step_rewards(**arguments.tensors, head=case.head, reduction=reduction, backend=backend, **options)
     return StepRewards(found.scores.cpu(), found.reduced.cpu(), found.weakest.cpu())

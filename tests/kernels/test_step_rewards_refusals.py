@@ -7,9 +7,9 @@ import math
 
 import pytest
 import torch
-from rewards import FORMS, INTERPRETED, Case, ints, make_case, run
+from rewards import FORMS, INTERPRETED, RUNNABLE, Case, ints, make_case, run
 
-from mstar_kernels.step_rewards import step_rewards
+from mstar_kernels.step_rewards import check_indices, refuse_unfit, step_rewards
 
 torch.set_num_threads(1)
 
@@ -37,6 +37,65 @@ def test_an_unfit_bias_is_refused(form: str) -> None:
             bias[at] = value
             with pytest.raises(ValueError, match=f"response 0, step 0: score is {message}"):
                 run(form, dataclasses.replace(case, bias=bias))
+
+
+@pytest.mark.parametrize("form", ["auto", "reference", *FORMS])
+@pytest.mark.parametrize("labels", [1, 2, 3])
+def test_an_unfit_score_may_be_left_for_later(form: str, labels: int) -> None:
+    """It stands among the scores, and the other responses are what they are without it."""
+    case = make_case(5, [1, 3, 2, 4], labels)
+    hidden = torch.randn(10, 5, generator=torch.Generator().manual_seed(labels))
+    case = dataclasses.replace(case, hidden=hidden, step_positions=torch.arange(10, dtype=torch.int32))
+    wanted = run(form, case)
+    hidden[2], hidden[7] = math.nan, torch.finfo(torch.float32).max * case.label_rows[0].sign()
+    found = run(form, case, checked=True, deferred=True)
+    assert found.scores[2].isnan() and found.scores[7].isinf()
+    fit = torch.tensor([True, True, False, *[True] * 4, False, True, True])
+    assert torch.equal(found.scores[fit], wanted.scores[fit])
+    assert torch.equal(found.reduced[[0, 2]], wanted.reduced[[0, 2]])
+    assert torch.equal(found.weakest[[0, 2]], wanted.weakest[[0, 2]])
+    with pytest.raises(ValueError, match="step_rewards: response 1, step 1: score is NaN"):
+        refuse_unfit(found.scores, case.response_steps)
+    found.scores[2] = 0.5
+    with pytest.raises(ValueError, match="step_rewards: response 3, step 1: score is infinite"):
+        refuse_unfit(found.scores, case.response_steps)
+    refuse_unfit(wanted.scores, case.response_steps)
+
+
+@pytest.mark.parametrize("form", ["auto", "reference", *(form for form in FORMS if form not in RUNNABLE)])
+def test_a_caller_may_answer_for_the_indices(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then nothing looks at them, and the result is the same."""
+    case = make_case(33, [1, 70, 2], bias=True)
+    wanted = run(form, case, "mean")
+    monkeypatch.setattr("mstar_kernels.step_rewards.check_indices", None)
+    found = run(form, case, "mean", checked=True)
+    for one, other in zip(
+        (found.scores, found.reduced, found.weakest), (wanted.scores, wanted.reduced, wanted.weakest)
+    ):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="no CUDA device")
+def test_captured_in_a_cuda_graph() -> None:
+    """Replayed on other hidden states and other steps, an unfit one among them."""
+    case = make_case(128, [3, 1, 8, 4]).to("cuda")
+    step_rewards(**case.tensors, checked=True, deferred=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step_rewards(**case.tensors, checked=True, deferred=True)
+    for seed in (1, 2):
+        other = make_case(128, [1, 9, 2, 4], seed=seed)
+        for name in ("hidden", "label_rows", "step_positions", "response_steps"):
+            getattr(case, name).copy_(getattr(other, name))
+        graph.replay()
+        wanted = run("reference", other)
+        torch.testing.assert_close(found.scores.cpu(), wanted.scores, rtol=1e-5, atol=2e-6)
+        assert torch.equal(found.weakest.cpu(), wanted.weakest)
+    case.hidden[int(case.step_positions[4])] = math.nan
+    graph.replay()
+    with pytest.raises(ValueError, match="score is NaN"):
+        refuse_unfit(found.scores, case.response_steps)
 
 
 GOOD = make_case(6, [2, 1], bias=True)
@@ -87,6 +146,10 @@ GOOD = make_case(6, [2, 1], bias=True)
 def test_bad_arguments_are_named(message: str, changes: dict) -> None:
     with pytest.raises(ValueError, match=message):
         step_rewards(**{**GOOD.tensors, "hidden": GOOD.hidden, **changes})
+    if message.startswith((r"step_positions\[", r"response_steps\[", "response 1 has")):  # before anything is sent
+        indices = {name: changes.get(name, getattr(GOOD, name)) for name in ("step_positions", "response_steps")}
+        with pytest.raises(ValueError, match=message):
+            check_indices(**indices, tokens=len(GOOD.hidden))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="Triton runs on CPU tensors in its interpreter")

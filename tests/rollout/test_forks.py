@@ -11,6 +11,7 @@ from mstar_engine.models.tiny import build_tiny
 from mstar_engine.rollout.engine import RolloutEngine
 from mstar_engine.rollout.forks import Fork, complete
 from mstar_engine.types import Problem, Response, SamplingParams
+from mstar_kernels import _C
 from tests.rollout.families import CONFIGS, VOCABULARY, FixedPrompts, build, prompt
 
 MAX_TOKENS = 40
@@ -72,10 +73,10 @@ def plans(count: int, counts: tuple[int, ...]) -> list[Rounds]:
     ]
 
 
-def engine_for(family: str, **options) -> RolloutEngine:
+def engine_for(family: str, device: str = "cpu", **options) -> RolloutEngine:
     """An engine on a tiny model of the family, whose stop tokens never come."""
     prompts = {f"p{i}": prompt(family, (5, 16, 19)[i % 3], seed=i, image=i % 4 != 3) for i in range(6)}
-    engine = RolloutEngine(build(family), FixedPrompts(prompts, build_tiny(0)[1]), **options)
+    engine = RolloutEngine(build(family).to(device), FixedPrompts(prompts, build_tiny(0)[1]), **options)
     engine.stop_ids = lambda: []
     return engine
 
@@ -140,6 +141,39 @@ def test_draws_do_not_depend_on_scheduling(options: dict[str, int]) -> None:
         return {(plan.problem.id, *key): one.token_ids.tolist() for plan in asked for key, one in plan.found.items()}
 
     assert tokens(**options) == tokens(max_rows=64)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+        ),
+    ],
+)
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+def test_steps_of_fixed_shape_draw_the_same(family: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps run ahead between forks; one that is under way when rows end delays the next forks and nothing else."""
+    ahead: list[bool] = []
+    plan_ahead = _C.Scheduler.plan_ahead
+    monkeypatch.setattr(_C.Scheduler, "plan_ahead", lambda self: (ahead.append(plan_ahead(self)), ahead[-1])[1])
+
+    def drawn(decode: str) -> dict:
+        asked = plans(6, (3, 1, 2))
+        engine = engine_for(family, device, max_rows=24, block_size=4, decode=decode)
+        params = SamplingParams(max_tokens=MAX_TOKENS, seed=3, top_p=0.9, stop_token_ids=tuple(range(10, 16)))
+        assert {plan.problem.id for plan in run(engine, asked, params, together=4)} == {p.problem.id for p in asked}
+        return {(plan.problem.id, *key): one for plan in asked for key, one in plan.found.items()}
+
+    expected = drawn("eager")
+    assert len({len(one.token_ids) for one in expected.values()}) > 10 and not ahead
+    found = drawn("fixed")
+    assert found.keys() == expected.keys() and sum(ahead) > 40
+    for key, one in found.items():
+        assert one.token_ids.tolist() == expected[key].token_ids.tolist()
+        assert one.finish_reason == expected[key].finish_reason
+        np.testing.assert_allclose(one.logprobs, expected[key].logprobs, atol=2e-4)
 
 
 def test_completions_differ_between_samples_and_end_with_the_response() -> None:
