@@ -24,6 +24,7 @@ from mstar_engine.models.attention import (
     plain_attention,
 )
 from mstar_engine.models.compatibility import forget_rope_deltas, refuse_unsupported, rope_delta_modules
+from mstar_engine.models.image_attention import image_configs, packed_images
 from mstar_engine.models.prompts import EncodedPrompt
 from mstar_engine.rollout.runner import same_shape, stack_inputs
 
@@ -133,6 +134,7 @@ class BranchRunner:
         self.max_tokens = max_tokens
         self.stats = BranchStats()
         self._configs = language_configs(model)
+        self._image_configs = image_configs(model)
         self._rope_modules = rope_delta_modules(model)
 
     def run(self, trunks: Sequence[Trunk]) -> Iterator[tuple[range, BranchStates]]:
@@ -158,7 +160,7 @@ class BranchRunner:
         was_training = self.model.training
         self.model.eval()
         try:
-            with hooked(self._configs):
+            with hooked(self._configs), packed_images(self._image_configs):
                 return self._packed(trunks, tokens)
         finally:
             forget_rope_deltas(self.model)

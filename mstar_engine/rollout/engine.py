@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from mstar_engine.models.attention import language_configs
 from mstar_engine.models.compatibility import forget_rope_deltas, probe, special_image_ids
+from mstar_engine.models.image_attention import image_configs
 from mstar_engine.models.memory import give_back
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.rollout.decode_buffers import DecodeBuffers
@@ -80,6 +81,7 @@ class RolloutEngine:
                 f"RolloutEngine: image_cache_memory={image_cache_memory}; allowed: bytes, 0 or more, or None"
             )
         self.configs = language_configs(model)
+        self.image_configs = image_configs(model)
         self.shape = probe(model)
         if self.shape.device.type == "cpu":
             _C.set_num_threads(torch.get_num_threads())

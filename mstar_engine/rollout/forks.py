@@ -17,6 +17,7 @@ import torch
 
 from mstar_engine.models.attention import hooked
 from mstar_engine.models.compatibility import forget_rope_deltas
+from mstar_engine.models.image_attention import packed_images
 from mstar_engine.rollout.engine import RolloutEngine
 from mstar_engine.rollout.kv_cache import KVCache
 from mstar_engine.rollout.runner import ModelRunner
@@ -110,7 +111,7 @@ class ForkWave(Wave):
             self._hold(scheduler, plan, item)
         wanted: list[tuple[_Held, int, list[Fork]]] = []  # of whom, how many rows ended, what forks are due
         while self.held:
-            with hooked(engine.configs), torch.no_grad():
+            with hooked(engine.configs), packed_images(engine.image_configs), torch.no_grad():
                 stepper.step(ahead=not wanted)
             self._count(scheduler, base)
             for handle in scheduler.ready():

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from mstar_engine.models.attention import hooked
+from mstar_engine.models.image_attention import packed_images
 from mstar_engine.models.prompts import EncodedPrompt
 from mstar_engine.rollout.kv_cache import KVCache
 from mstar_engine.rollout.stats import RolloutStats
@@ -95,7 +96,7 @@ class Wave:
                     waiting += 1
             if not scheduler.has_work():
                 break
-            with hooked(engine.configs), torch.no_grad():
+            with hooked(engine.configs), packed_images(engine.image_configs), torch.no_grad():
                 stepper.step()
             waiting = self._count(scheduler, base)
             ended = scheduler.finished()
