@@ -17,3 +17,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, offset: float, weight_in_
     if weight_in_float32:
         return (normed * (offset + weight.to(compute))).to(x.dtype)
     return (weight if offset == 0 else weight + offset) * normed.to(x.dtype)
+
+
+def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """See `mstar_kernels.rotary.rotary`."""
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return _rotated(q, cos, sin), _rotated(k, cos, sin)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    low, high = x.chunk(2, -1)
+    return x * cos + torch.cat((-high, low), -1) * sin
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """See `mstar_kernels.silu_mul.silu_mul`."""
+    return torch.nn.functional.silu(gate) * up
