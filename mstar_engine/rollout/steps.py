@@ -60,7 +60,7 @@ class DecodeStep:
         """[R, H, 1, D] queries in, [R, 1, H, D] out."""
         _store(self.cache, call, self.slots)
         output = tree_attention(
-            call.query.squeeze(2).contiguous(),
+            call.query.squeeze(2),
             self.cache.keys[call.layer],
             self.cache.values[call.layer],
             self.tree,
@@ -110,6 +110,4 @@ class ExtendStep:
 def _store(cache: KVCache, call: LayerCall, slots: torch.Tensor) -> None:
     key = call.key.transpose(1, 2).flatten(0, 1)
     value = call.value.transpose(1, 2).flatten(0, 1)
-    store_kv(
-        key.contiguous(), value.contiguous(), cache.keys[call.layer], cache.values[call.layer], slots, checked=True
-    )
+    store_kv(key, value, cache.keys[call.layer], cache.values[call.layer], slots, checked=True)
