@@ -82,6 +82,30 @@ def test_draws_are_those_of_eager_steps(family: str, device: str, processor) -> 
     assert len(lengths) > 5 and max(lengths) == 24  # rows stop in many steps, and some run to their length
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("family", CONFIGS)
+def test_fused_layers_draw_the_same(family: str, device: str, processor) -> None:
+    found = drawn(family, processor, "fixed", device, max_rows=16, fused_decode=True)
+    assert_same(found, drawn(family, processor, "fixed", device, max_rows=16, fused_decode=False))
+
+
+def test_what_is_fused_is_told(processor) -> None:
+    prompts = FixedPrompts({"p": prompt("llava", 5, 0)}, processor)
+    engine = RolloutEngine(build("llava"), prompts, decode="fixed", fused_decode=True)
+    assert engine.fused is None
+    list(engine.generate([Problem(id="p", question="")], SamplingParams(n=2, max_tokens=4)))
+    assert len(engine.fused.fused) == 3 and not engine.fused.left and engine._decoder.fused is engine.fused
+    assert all("forward" not in vars(part) for part in engine.model.modules())
+    for options, reason in (
+        ({"decode": "fixed", "torch_compile": True}, "torch_compile"),
+        ({"decode": "eager"}, "eager"),
+    ):
+        with pytest.raises(ValueError, match=f"fused_decode=True while .*{reason}.*allowed"):
+            RolloutEngine(engine.model, prompts, fused_decode=True, **options)
+    for options in ({}, {"decode": "fixed"}, {"decode": "fixed", "torch_compile": True}):
+        assert not RolloutEngine(engine.model, prompts, **options)._fused_decode  # the CPU gains nothing
+
+
 @pytest.mark.parametrize("policy", ["no_evict", "watermark"])
 def test_a_small_cache(policy: str, processor) -> None:
     """Admission between the steps, and preemption under the watermark."""
