@@ -31,7 +31,7 @@ def weighted(x, scale, weight, dtype: tl.constexpr, OFFSET: tl.constexpr, WEIGHT
     return normed * factor[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows",))
 def rms_norm_kernel(
     x,
     weight,

@@ -38,7 +38,7 @@ def _rotate(x, out, token, head, heads, s_head, s_element, cos, sin, d, is_pair,
     tl.store(out_at + DIM // 2, b.to(dtype), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("length", "q_heads", "k_heads", "q_parts"))
 def rotary_kernel(
     q,
     k,
