@@ -1,1 +1,4 @@
-"""Kernels of mstar_engine: sampling, tree attention, paged K/V, step rewards, parts of a decoder layer. Imports torch and triton only."""
+"""Kernels of mstar_engine: sampling, tree attention, paged K/V, step rewards, what lies between them in a decoder layer.
+
+Imports torch and triton only.
+"""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from families import CONFIGS, FixedPrompts, build, prompt
 
+from mstar_engine.models import fused
 from mstar_engine.models.tiny import build_tiny
 from mstar_engine.rollout.decode_buffers import DecodeBuffers, power_of_2, row_bucket
 from mstar_engine.rollout.decoder import Decoder
@@ -84,8 +85,14 @@ def test_draws_are_those_of_eager_steps(family: str, device: str, processor) -> 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("family", CONFIGS)
-def test_fused_layers_draw_the_same(family: str, device: str, processor) -> None:
+def test_fused_layers_draw_the_same(family: str, device: str, processor, monkeypatch) -> None:
+    called = {"rms_norm", "rotary"} if family == "gemma3" else {"rms_norm", "rotary", "silu_mul"}
+    seen = set()
+    for name in called:
+        op = getattr(fused, name)
+        monkeypatch.setattr(fused, name, lambda *a, name=name, op=op, **k: (seen.add(name), op(*a, **k))[1])
     found = drawn(family, processor, "fixed", device, max_rows=16, fused_decode=True)
+    assert seen == called  # in the shapes in which a step has them
     assert_same(found, drawn(family, processor, "fixed", device, max_rows=16, fused_decode=False))
 
 
