@@ -1,4 +1,4 @@
-"""Kernels of mstar_engine: sampling, tree attention, paged K/V, step rewards, what lies between them in a decoder layer.
+"""Kernels of mstar_engine: sampling, tree attention, paged K/V, step rewards, what else a decoder layer does.
 
 Imports torch and triton only.
 """
