@@ -33,6 +33,7 @@ SUBJECTS = (
     Subject("sampling", "benchmarks.gpu.sampling", 80),
     Subject("tree_attention", "benchmarks.gpu.tree_attention", 80),
     Subject("step_rewards", "benchmarks.gpu.step_rewards", 45),
+    Subject("layers", "benchmarks.gpu.layers", 30),
     Subject("decode_7b", "benchmarks.gpu.decode", 170),
     Subject("decode_3b", "benchmarks.gpu.decode", 130),
     Subject("prm_scoring", "benchmarks.gpu.prm_scoring", 80),

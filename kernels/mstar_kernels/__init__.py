@@ -1,1 +1,4 @@
-"""Kernels of mstar_engine: sampling, tree attention, paged K/V, step rewards. Imports torch and triton only."""
+"""Kernels of mstar_engine: sampling, tree attention, paged K/V, step rewards, what else a decoder layer does.
+
+Imports torch and triton only.
+"""

@@ -19,9 +19,10 @@ from mstar_kernels.tree_attention import Tree
 
 INT, FLOAT, LONG = torch.int32, torch.float32, torch.int64
 ROW_FIELDS = {
-    "seed": LONG, "problem": LONG, "token_ids": INT, "token_rows": INT, "positions": INT, "rotary": INT, "slots": INT,
-    "sample": INT, "position": INT, "top_k": INT, "temperature": FLOAT, "top_p": FLOAT, "min_p": FLOAT,
+    "seed": LONG, "problem": LONG, "token_ids": LONG, "token_rows": LONG, "rotary": LONG, "positions": INT,
+    "slots": INT, "sample": INT, "position": INT, "top_k": INT, "temperature": FLOAT, "top_p": FLOAT, "min_p": FLOAT,
 }  # fmt: skip
+"""Each of the type in which a step takes it, so that none is converted there."""
 NODE_FIELDS = ("node_row_begin", "node_row_end", "node_length", "node_start")
 PADDING = {"token_rows": -1, "slots": -1, "top_p": 1.0}
 """What padding rows hold; 0 in the rest."""
@@ -84,6 +85,8 @@ class DecodeBuffers:
             for host in self._hosts
         ]
         self._device = torch.zeros(end, dtype=INT, device=device)
+        devices = {self._device.device, self._hosts[0].device}
+        self._node_tables = {at: torch.arange(max_nodes, dtype=INT, device=at) for at in devices}
         self._works = [self._work(host, tiling) for host in self._hosts]
         self.work = self._work(self._device, tiling)
 
@@ -138,7 +141,7 @@ class DecodeBuffers:
         begin, size = self._table_begin, bucket.nodes * bucket.columns
         return Tree(
             **{name: self._ints(buffer, name, bucket.nodes) for name in NODE_FIELDS},
-            node_table=torch.arange(bucket.nodes, dtype=INT, device=buffer.device),
+            node_table=self._node_tables[buffer.device][: bucket.nodes],
             block_table=buffer[begin : begin + size].view(bucket.nodes, bucket.columns),
         )
 

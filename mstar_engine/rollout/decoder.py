@@ -8,7 +8,8 @@ stays on the device for the step behind it (`token_rows`); the host's copy arriv
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,14 @@ import torch
 from torch import Tensor
 
 from mstar_engine.models.attention import attention_step
+from mstar_engine.models.fused import FusedLayers
+from mstar_engine.models.joined_projections import JoinedProjections
 from mstar_engine.rollout.decode_buffers import SIDES, Bucket, DecodeBuffers
 from mstar_engine.rollout.kv_cache import KVCache
 from mstar_engine.rollout.steps import DecodeStep
 from mstar_kernels.attention_work import Tiling, workspace_size
 from mstar_kernels.dispatch import resolve
-from mstar_kernels.sampling import sample_tokens
+from mstar_kernels.sampling import Samples, sample_tokens
 from mstar_kernels.tree_attention import AVAILABLE
 from mstar_kernels.tree_attention_tiles import refusal, tiling_of
 
@@ -49,7 +52,11 @@ class Drawn:
 
 
 class Decoder:
-    """Runs decode plans of up to `max_rows` rows on `model`, whose K and V lie in `cache`."""
+    """Runs decode plans of up to `max_rows` rows on `model`, whose K and V lie in `cache`.
+
+    `fused`: the model's small operations that run as kernels of ours meanwhile, its projections joined too; None: all as
+    the model has them.
+    """
 
     def __init__(
         self,
@@ -60,9 +67,12 @@ class Decoder:
         banned_ids: Tensor,
         backend: str,
         torch_compile: bool = False,
+        fused: FusedLayers | None = None,
     ) -> None:
         self.model = model
         self.forward = torch.compile(model) if torch_compile else model
+        self.fused = fused
+        self.joined = None if fused is None else JoinedProjections(model)
         self.inputs = inputs
         self.cache = cache
         self.buffers = buffers
@@ -88,6 +98,11 @@ class Decoder:
         sizes = (self.buffers.max_rows, self.buffers.max_nodes, self.buffers.table_width)
         return sizes == (max_rows, max_nodes, table_width) and self._places == places_of(model, cache)
 
+    def refresh(self) -> None:
+        """Take over what is copied of the model's parameters, as they are now."""
+        if self.joined is not None:
+            self.joined.refresh()
+
     def launch(self, plan: Any, rotary: np.ndarray) -> Drawn:
         """Start a decode plan; `rotary` int [rows] are the positions the model is given. At most two are under way."""
         side, self._side = self._side, (self._side + 1) % SIDES
@@ -102,21 +117,29 @@ class Decoder:
             event.record()
         return Drawn(plan.num_rows, self.buffers.host_rows(side), tokens, records, event)
 
+    @contextmanager
+    def _as_kernels(self) -> Iterator[None]:
+        if self.fused is None:
+            yield
+            return
+        with self.fused.active(), self.joined.active():
+            yield
+
     def _run(self, bucket: Bucket) -> None:
         rows = self.buffers.rows(bucket)
         given = rows["token_rows"] < 0
-        drawn = self.drawn[rows["token_rows"].clamp(min=0).long()].clamp(min=0)  # unfit rows end with their step
-        fed = torch.where(given, rows["token_ids"], drawn).long()
+        drawn = self.drawn[rows["token_rows"]].clamp(min=0)  # -1 reads a row not used; unfit rows end with their step
+        fed = torch.where(given, rows["token_ids"], drawn)
         tree, work = self.buffers.tree(bucket), self.buffers.work
         step = DecodeStep(
             self.cache, tree, rows["slots"], rows["positions"], self.backend, work=work, workspace=self.workspace
         )
-        with attention_step(step):
+        with attention_step(step), self._as_kernels():
             output = self.forward(
-                input_ids=fed[:, None], position_ids=rows["rotary"].long()[:, None], use_cache=False, **self.inputs
+                input_ids=fed[:, None], position_ids=rows["rotary"][:, None], use_cache=False, **self.inputs
             )
         names = ("temperature", "top_k", "top_p", "min_p", "seed", "problem", "sample", "position")
-        samples = sample_tokens(
+        sample_tokens(
             output.logits[:, -1],
             logit_rows=self.logit_rows[: bucket.rows],
             banned_ids=self.banned_ids,
@@ -124,10 +147,9 @@ class Decoder:
             checked=True,
             filtered=bucket.filtered,
             deferred=True,
+            out=Samples(self.drawn[: bucket.rows], self.records[: bucket.rows]),
             **{name: rows[name] for name in names},
         )
-        self.drawn[: bucket.rows] = samples.tokens
-        self.records[: bucket.rows] = samples.records
 
     def _capture(self, bucket: Bucket) -> Callable[[], None]:
         """A function that runs the step: a graph's replay, or the step itself where there are no graphs."""

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from mstar_engine.models.attention import language_configs
 from mstar_engine.models.compatibility import forget_rope_deltas, probe, special_image_ids
+from mstar_engine.models.fused import FusedLayers, fuses
 from mstar_engine.models.image_attention import image_configs
 from mstar_engine.models.memory import give_back
 from mstar_engine.models.prompts import PromptEncoder
@@ -35,9 +36,12 @@ class RolloutEngine:
     the free memory (80% on CUDA). `policy` is "auto", "no_evict" or "watermark" (see csrc/rollout/scheduler.h).
     `decode` "fixed" pads decode steps to a few shapes, which on CUDA are captured in graphs and run ahead of the host;
     "eager" takes them as they come; "auto" is "fixed" on CUDA. What is drawn is the same. `torch_compile` compiles the
-    model around its attention for steps of fixed shape (minutes once; rounding differs). `image_cache_memory` bytes
-    of image features are kept while the weights that made them stay; None is 1 GiB on CUDA and nothing on the CPU,
-    where a resumed run is to equal an undisturbed one in every bit.
+    model around its attention for steps of fixed shape (minutes once; rounding differs). `fused_decode` runs those
+    steps' norms, rotary embedding and gated MLPs as kernels of ours where they are proven to compute what the family's
+    code does (see `models/fused.py`; `engine.fused` names them once it decodes), and the query, key and value
+    projections of a layer as one product (of a copy of their weights); None: on CUDA with Triton, unless compiled.
+    `image_cache_memory` bytes of image features are kept while the weights that made them stay; None is 1 GiB on CUDA
+    and nothing on the CPU, where a resumed run is to equal an undisturbed one in every bit.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class RolloutEngine:
         backend: str = "auto",
         decode: str = "auto",
         torch_compile: bool = False,
+        fused_decode: bool | None = None,
         image_cache_memory: int | None = None,
     ) -> None:
         self.model = model
@@ -99,6 +104,14 @@ class RolloutEngine:
             )
         self._decoder: Decoder | None = None
         self._torch_compile = torch_compile
+        if fused_decode and (torch_compile or not self._decodes_fixed):
+            reason = "torch_compile=True" if torch_compile else "decode steps are eager"
+            raise ValueError(
+                f"RolloutEngine: fused_decode=True while {reason}; allowed: steps of fixed shape, uncompiled"
+            )
+        by_default = self._decodes_fixed and not torch_compile and fuses(self.shape.device)
+        self.fused: FusedLayers | None = None
+        self._fused_decode = by_default if fused_decode is None else fused_decode
 
     def generate(
         self,
@@ -218,10 +231,13 @@ class RolloutEngine:
         if self._decoder is None or not self._decoder.fits(self.model, cache, *sizes):
             self._decoder = None  # its graphs' memory, before there is a second one
             tiling = tiling_for(self.model, cache, self.backend)
+            form = "auto" if self.backend == "cpu" else self.backend  # these kernels have no C++ form
+            self.fused = FusedLayers(self.model, self.shape, backend=form) if self._fused_decode else None
             buffers = DecodeBuffers(*sizes, self.block_size, self.shape.device, tiling)
             self._decoder = Decoder(
-                self.model, inputs, cache, buffers, self.banned_ids, self.backend, self._torch_compile
+                self.model, inputs, cache, buffers, self.banned_ids, self.backend, self._torch_compile, self.fused
             )
+        self._decoder.refresh()
         return self._decoder
 
 

@@ -62,7 +62,7 @@ class DecodeStep:
         """[R, H, 1, D] queries in, [R, 1, H, D] out."""
         _store(self.cache, call, self.slots, self.backend)
         output = tree_attention(
-            call.query.squeeze(2).contiguous(),
+            call.query.squeeze(2),
             self.cache.keys[call.layer],
             self.cache.values[call.layer],
             self.tree,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import decode, engines, improve, step_rewards, tree_attention
+from benchmarks.gpu import decode, engines, improve, layers, step_rewards, tree_attention
 from benchmarks.gpu.bench import Bench, Peer
 from benchmarks.gpu.preparation import gpu_tests, run_step
 from benchmarks.gpu.suite import ROOT, Subject, Suite
@@ -23,7 +23,7 @@ from benchmarks.gpu_suite import SUBJECTS, environment
 
 BY_COMMAND = ("sampling", "prm_scoring", "vllm")
 OTHERS = {"tree_attention": tree_attention, "step_rewards": step_rewards, "decode_7b": decode, "improve": improve}
-OTHERS |= {"sglang": engines}
+OTHERS |= {"layers": layers, "sglang": engines}
 SKIPPED = {"sampling": {"FlashInfer"}, "vllm": {"vLLM"}, "sglang": {"SGLang"}, "prm_scoring": set()}
 SKIPPED |= {"tree_attention": {"FlashInfer", "flash-attn"}, "improve": {"Liger"}}
 

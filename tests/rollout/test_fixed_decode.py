@@ -10,6 +10,7 @@ import pytest
 import torch
 from families import CONFIGS, FixedPrompts, build, prompt
 
+from mstar_engine.models import fused
 from mstar_engine.models.tiny import build_tiny
 from mstar_engine.rollout.decode_buffers import DecodeBuffers, power_of_2, row_bucket
 from mstar_engine.rollout.decoder import Decoder
@@ -80,6 +81,36 @@ def test_draws_are_those_of_eager_steps(family: str, device: str, processor) -> 
     assert_same(found, drawn(family, processor, "eager", device, max_rows=16))
     lengths = {len(ids) for name in found.keys() - {"stats"} for ids, _, _ in found[name]}
     assert len(lengths) > 5 and max(lengths) == 24  # rows stop in many steps, and some run to their length
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("family", CONFIGS)
+def test_fused_layers_draw_the_same(family: str, device: str, processor, monkeypatch) -> None:
+    called = {"rms_norm", "rotary"} if family == "gemma3" else {"rms_norm", "rotary", "silu_mul"}
+    seen = set()
+    for name in called:
+        op = getattr(fused, name)
+        monkeypatch.setattr(fused, name, lambda *a, name=name, op=op, **k: (seen.add(name), op(*a, **k))[1])
+    found = drawn(family, processor, "fixed", device, max_rows=16, fused_decode=True)
+    assert seen == called  # in the shapes in which a step has them
+    assert_same(found, drawn(family, processor, "fixed", device, max_rows=16, fused_decode=False))
+
+
+def test_what_is_fused_is_told(processor) -> None:
+    prompts = FixedPrompts({"p": prompt("llava", 5, 0)}, processor)
+    engine = RolloutEngine(build("llava"), prompts, decode="fixed", fused_decode=True)
+    assert engine.fused is None
+    list(engine.generate([Problem(id="p", question="")], SamplingParams(n=2, max_tokens=4)))
+    assert len(engine.fused.fused) == 3 and not engine.fused.left and engine._decoder.fused is engine.fused
+    assert all("forward" not in vars(part) for part in engine.model.modules())
+    for options, reason in (
+        ({"decode": "fixed", "torch_compile": True}, "torch_compile"),
+        ({"decode": "eager"}, "eager"),
+    ):
+        with pytest.raises(ValueError, match=f"fused_decode=True while .*{reason}.*allowed"):
+            RolloutEngine(engine.model, prompts, fused_decode=True, **options)
+    for options in ({}, {"decode": "fixed"}, {"decode": "fixed", "torch_compile": True}):
+        assert not RolloutEngine(engine.model, prompts, **options)._fused_decode  # the CPU gains nothing
 
 
 @pytest.mark.parametrize("policy", ["no_evict", "watermark"])
