@@ -148,3 +148,11 @@ def copy_bandwidth(device: torch.device, size: int) -> float:
     forms = [form("captured", lambda s, t: t.copy_(s)), form("issued", lambda s, t: t.copy_(s), waits=True)]
     forms.append(form("elementwise", lambda s, t: torch.bitwise_not(s, out=t)))
     return 2 * size / min(found.seconds for found in timer.compare(forms))
+
+
+def product_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:
+    """Operations per second of a product of two random square matrices of `side` rows, by the library that is there."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    timer = Timer(device, turns=9)
+    product = Rotation("product", (lambda: a @ b,))
+    return 2 * side**3 / timer.compare([timer.prepare(product)])[0].seconds

@@ -54,8 +54,8 @@ class Drawn:
 class Decoder:
     """Runs decode plans of up to `max_rows` rows on `model`, whose K and V lie in `cache`.
 
-    `fused`: the model's small operations that run as kernels of ours meanwhile, its projections joined too; None: all as
-    the model has them.
+    `fused`: the model's small operations that run as kernels of ours meanwhile, its projections joined too; None: all
+    as the model has them.
     """
 
     def __init__(
