@@ -71,10 +71,11 @@ def hooked(configs: Sequence[PretrainedConfig]) -> Iterator[None]:
     """Switch the attention of a language model (its `language_configs`) to the hook, around a forward of ours.
 
     Not to be held across a yield: the model must be as before whenever the caller has control. A model that was loaded
-    with eager attention is run with sdpa, the same up to rounding.
+    with eager attention is run with sdpa, the same up to rounding. May be entered again inside itself.
     """
     before = [config._attn_implementation for config in configs]
-    token = _usual_name.set(before[0] if before[0] in ALL_ATTENTION_FUNCTIONS else "sdpa")
+    usual = _usual_name.get() if before[0] == NAME else before[0]
+    token = _usual_name.set(usual if usual in ALL_ATTENTION_FUNCTIONS else "sdpa")
     for config in configs:
         config._attn_implementation_internal = NAME
     try:
@@ -120,9 +121,7 @@ def _attention(
     if step is None:
         return usual(), None
     if kwargs.get("s_aux") is not None:
-        raise ValueError(
-            "attention sinks are not supported by the rollout engine; use `model.generate` for this family"
-        )
+        raise ValueError("attention sinks are not supported; to generate, use `model.generate` for this family")
     window = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
     call = LayerCall(
         layer=int(module.layer_idx),

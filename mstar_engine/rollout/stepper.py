@@ -55,11 +55,14 @@ class Stepper:
                 drawn = self._run(kind)
             else:
                 drawn = self._decode(under_way, ahead)
-        except BaseException:
+        except BaseException as error:
+            reason = self._out_of_memory() if isinstance(error, torch.OutOfMemoryError) else None
             if self._ahead is not None:
                 self._ahead = None
                 self.scheduler.rollback()
             self.scheduler.rollback()
+            if reason is not None:
+                raise ValueError(reason) from error
             raise
         self.scheduler.commit(*drawn)
 
@@ -113,6 +116,20 @@ class Stepper:
                 raise
             raise ValueError(self._unfit(bad, plan.row_groups, plan.sample, plan.position, rows)) from error
         return drawn.tokens.cpu().numpy(), drawn.records.cpu().numpy()
+
+    def _out_of_memory(self) -> str:
+        """What did not fit, and what to lower, by the names of the configuration and of the engine's arguments."""
+        plan, engine = self.plan, self.engine
+        cache = self.runner.cache.storage.nbytes / 2**30
+        if plan.kind == DECODE:
+            what, keys = f"a decode step of {plan.num_rows} rows", f"rollout.max_rows ({engine.max_rows})"
+        else:
+            what = f"a prefill of {plan.num_groups} prompts, {plan.num_tokens} tokens"
+            keys = f"max_prefill_tokens ({engine.max_prefill_tokens}) or rollout.max_rows ({engine.max_rows})"
+        return (
+            f"rollout: out of memory in {what}, beside a K/V cache of {cache:.1f} GiB; lower "
+            f"rollout.kv_cache_memory, {keys}"
+        )
 
     def _unfit(
         self, bad: Sequence[int], groups: np.ndarray, samples: np.ndarray, positions: np.ndarray, rows: int

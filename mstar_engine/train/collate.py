@@ -26,7 +26,8 @@ class Batch:
     `inputs`: input_ids int64 [rows, length], token inputs [rows, length], and the processor's other outputs,
     concatenated. `labels` int64 [rows, length]: labels[b, t] is the token that position t holds, -100 where it is no
     response token. `weights` float32 [examples]. `tokens` counts the labelled positions. A row is an example, unless
-    examples are packed: then there is one row, and `owner` int64 [1, length] says whose each position is.
+    examples are packed: then there is one row of examples of `lengths` tokens, and `owner` int64 [1, length] says whose
+    each position is.
     """
 
     inputs: dict[str, Tensor]
@@ -34,12 +35,13 @@ class Batch:
     weights: Tensor
     tokens: int
     owner: Tensor | None = None
+    lengths: tuple[int, ...] | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
         moved = {name: value.to(device) for name, value in self.inputs.items()}
         owner = None if self.owner is None else self.owner.to(device)
-        return Batch(moved, self.labels.to(device), self.weights.to(device), self.tokens, owner)
+        return Batch(moved, self.labels.to(device), self.weights.to(device), self.tokens, owner, self.lengths)
 
     def weights_at(self, rows: Tensor, columns: Tensor) -> Tensor:
         """The weights of the examples that hold positions (row, column), float32."""

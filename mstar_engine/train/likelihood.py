@@ -19,6 +19,7 @@ from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.train.collate import IGNORE, Batch, collate, micro_batches
 from mstar_engine.train.liger import UseLiger, liger_sum, use_liger
 from mstar_engine.train.linear_cross_entropy import linear_cross_entropy
+from mstar_engine.train.packed_attention import packed_attention
 from mstar_engine.train.packing import pack, why_not_packed
 from mstar_engine.types import TrainingExample
 
@@ -105,7 +106,9 @@ def response_nll(model: nn.Module, batch: Batch, head: OutputHead | None = None,
     targets = batch.labels[:, 1:]
     if head is not None:
         rows, columns = (targets != IGNORE).nonzero(as_tuple=True)
-        hidden, wanted = hidden_states(model, **batch.inputs)[rows, columns], targets[rows, columns]
+        with packed_attention(model, batch.lengths):
+            hidden = hidden_states(model, **batch.inputs)[rows, columns]
+        wanted = targets[rows, columns]
         linear = head.linear
         if liger:
             return batch.weights[0] * liger_sum(hidden, linear.weight, wanted, linear.bias, head.softcap)
@@ -114,10 +117,11 @@ def response_nll(model: nn.Module, batch: Batch, head: OutputHead | None = None,
     positions = (targets != IGNORE).any(0).nonzero()[:, 0]
     targets = targets[:, positions]
     # Most families project hidden states at chosen positions only; the vocabulary is the costly dimension.
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        logits = model(**batch.inputs, use_cache=False, logits_to_keep=positions).logits
-    else:
-        logits = model(**batch.inputs, use_cache=False).logits[:, positions]
+    with packed_attention(model, batch.lengths):
+        if "logits_to_keep" in inspect.signature(model.forward).parameters:
+            logits = model(**batch.inputs, use_cache=False, logits_to_keep=positions).logits
+        else:
+            logits = model(**batch.inputs, use_cache=False).logits[:, positions]
     rows, columns = (targets != IGNORE).nonzero(as_tuple=True)
     losses = F.cross_entropy(logits[rows, columns].float(), targets[rows, columns], reduction="none")
     return torch.dot(losses, batch.weights_at(rows, positions[columns]))

@@ -1,8 +1,8 @@
 """Examples behind one another in one row, without padding, each attending to itself alone.
 
-Positions start again with each example: transformers reads from them where examples begin, and builds the
-block-diagonal mask for sdpa or the variable-length call for flash attention. What a family makes of that is not taken
-on trust: the first examples of a run must have the hidden states that they have alone, or the run pads.
+Positions start again with each example: from them transformers reads where examples begin, for its variable-length
+flash attention; sdpa is replaced (see `packed_attention.py`). What a family makes of that is not taken on trust: the
+first examples of a run must have the hidden states that they have alone, or the run pads.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mstar_engine.models.backbone import hidden_states
 from mstar_engine.models.compatibility import forget_rope_deltas, rope_delta_modules
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.train.collate import IGNORE, Batch, collate, image_inputs
+from mstar_engine.train.packed_attention import packed_attention
 from mstar_engine.types import TrainingExample
 
 MOST_DIFFERENCE, MOST_DIFFERENCE_IN_HALF = 1e-3, 0.05
@@ -63,6 +64,7 @@ def pack(model: PreTrainedModel, examples: Sequence[TrainingExample], encoder: P
         weights=torch.tensor([example.weight for example in examples], dtype=torch.float32),
         tokens=sum(len(example.response_ids) for example in examples),
         owner=torch.repeat_interleave(torch.arange(len(examples)), torch.tensor(lengths))[None],
+        lengths=tuple(lengths),
     )
 
 
@@ -90,7 +92,8 @@ def why_not_packed(model: PreTrainedModel, examples: Sequence[TrainingExample], 
     most = MOST_DIFFERENCE_IN_HALF if model.dtype.itemsize == 2 else MOST_DIFFERENCE
     try:
         batch = pack(model, examples, encoder).to(model.device)
-        together = hidden_states(model, **batch.inputs)[0].float()
+        with packed_attention(model, batch.lengths):
+            together = hidden_states(model, **batch.inputs)[0].float()
         for number, example in enumerate(examples):
             forget_rope_deltas(model)
             alone = hidden_states(model, **collate([example], encoder).to(model.device).inputs)[0].float()

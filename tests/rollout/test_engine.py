@@ -266,6 +266,29 @@ def test_bad_logits_name_the_row(processor) -> None:
         list(engine.generate(problems(2), SamplingParams(n=2, max_tokens=4)))
 
 
+@pytest.mark.parametrize("decode", ["eager", "fixed"])
+def test_out_of_memory_names_what_to_lower(decode: str, processor) -> None:
+    engine = engine_for("llava", processor, decode=decode, max_rows=8)
+    params = SamplingParams(n=2, max_tokens=4)
+    calls = []
+
+    def exhausted(*_: object) -> None:
+        calls.append(len(calls))
+        if len(calls) == failing:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    handle = engine.model.get_output_embeddings().register_forward_hook(exhausted)
+    for failing, what in ((1, "a prefill of 2 prompts"), (5, "a decode step of 4 rows")):
+        calls.clear()
+        with pytest.raises(ValueError) as caught:
+            list(engine.generate(problems(2), params))
+        message = str(caught.value)
+        assert "\n" not in message and message.startswith(f"rollout: out of memory in {what}"), message
+        assert "rollout.kv_cache_memory" in message and "rollout.max_rows (8)" in message
+    handle.remove()
+    assert len(list(engine.generate(problems(2), params))) == 2  # nothing of the failed steps is left
+
+
 def test_refusals_name_what_is_wrong(processor) -> None:
     engine = engine_for("llava", processor)
     with pytest.raises(ValueError, match="data set is empty"):

@@ -1,6 +1,5 @@
 """Packing: examples in one row learn what they learn in rows of their own, or the run pads and says why."""
 
-import functools
 from copy import deepcopy
 
 import pytest
@@ -77,17 +76,17 @@ def test_flash_attention_sees_where_examples_begin(monkeypatch: pytest.MonkeyPat
         assert rows == 1 and torch.equal(positions, batch.inputs["position_ids"][0])
 
 
-def test_a_leak_between_examples_is_noticed(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("through", ["its own attention", "a convolution"])
+def test_a_leak_between_examples_is_noticed(through: str, caplog: pytest.LogCaptureFixture) -> None:
     """A family that ignores where examples begin pads instead, and the log says so, once."""
     model = build("llava")
     encoder, examples = lessons("llava")
-    forward = type(model.model.language_model).forward
-
-    @functools.wraps(forward)
-    def without_positions(self, *arguments, position_ids=None, **options):
-        return forward(self, *arguments, **options)
-
-    monkeypatch.setattr(type(model.model.language_model), "forward", without_positions)
+    layer = model.model.language_model.layers[1]
+    if through == "a convolution":
+        layer.register_forward_hook(lambda module, inputs, output: output + output.roll(1, dims=1))
+    else:  # given no mask it attends to all that came before
+        AttentionInterface.register("unmasked", sdpa_attention_forward)
+        model.model.language_model.config._attn_implementation = "unmasked"
     objective, plain = Likelihood(packing=True), Likelihood()
     for _ in range(2):
         runs = list(objective.runs(model, examples, encoder, 60, None))

@@ -2,6 +2,7 @@
 
 import importlib.util
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +10,14 @@ import torch.nn.functional as F
 from families import build
 from lessons import assert_close, gradients, lessons
 
-from mstar_engine.models.backbone import output_head
+from mstar_engine.models.attention import LayerCall
+from mstar_engine.models.backbone import hidden_states, output_head
+from mstar_engine.models.memory import checkpoint_activations
 from mstar_engine.train.collate import collate
 from mstar_engine.train.liger import liger_sum, use_liger
 from mstar_engine.train.likelihood import Likelihood, response_nll
 from mstar_engine.train.linear_cross_entropy import linear_cross_entropy
+from mstar_engine.train.packed_attention import PackedAttention, packed_attention
 from mstar_engine.train.packing import pack, why_not_packed
 from mstar_engine.train.schedule import Schedule
 from mstar_engine.train.trainer import Trainer
@@ -83,6 +87,83 @@ def test_packed_and_by_parts_as_padded_with_plain_logits(family: str) -> None:
     packed = response_nll(model, pack(model, examples, encoder).to(CUDA), output_head(model))
     torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-4)
     assert_close(gradients(packed, model), gradients(padded, model), tolerance=1e-3)
+
+
+def packed_call(size: int, heads: int, kv_heads: int, window: int | None, lengths: list[int]) -> LayerCall:
+    """A layer's bfloat16 call as models make it: views of [1, length, heads * size] projections."""
+    generator = torch.Generator().manual_seed(size)
+
+    def random(count: int) -> torch.Tensor:
+        flat = torch.randn(1, sum(lengths), count * size, generator=generator)
+        return flat.bfloat16().to(CUDA).view(1, -1, count, size).transpose(1, 2).requires_grad_()
+
+    usual = lambda: pytest.fail("the model's own attention is not asked")  # noqa: E731
+    return LayerCall(0, random(heads), random(kv_heads), random(kv_heads), size**-0.5, window, None, usual)
+
+
+def attended(call: LayerCall, lengths: list[int]) -> tuple[str | None, tuple[torch.Tensor, ...]]:
+    """How a packed row attended, its output, and the gradients of query, key and value."""
+    step = PackedAttention(lengths)
+    output = step.attend(call)
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+    return step.used, (
+        output.detach(),
+        *torch.autograd.grad((output * weights).sum(), (call.query, call.key, call.value)),
+    )
+
+
+@pytest.mark.parametrize(("size", "heads", "kv_heads"), [(64, 4, 4), (128, 16, 2), (80, 6, 3), (256, 4, 2)])
+@pytest.mark.parametrize("window", [None, 3, 100])
+def test_variable_length_attention_errs_at_most_twice_as_much_as_sdpa_by_example(
+    size: int, heads: int, kv_heads: int, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = [1, 130, 517, 64]
+    call = packed_call(size, heads, kv_heads, window, lengths)
+    used, found = attended(call, lengths)
+    assert used == "varlen_attn"
+    exact = {name: getattr(call, name).detach().double().requires_grad_() for name in ("query", "key", "value")}
+    truth = attended(replace(call, **exact), lengths)[1]
+    monkeypatch.setattr("mstar_engine.train.packed_attention.takes_varlen", lambda call: False)
+    used, plain = attended(call, lengths)
+    assert used == "sdpa by example"
+    for mine, theirs, true in zip(found, plain, truth, strict=True):
+        assert (mine - true).norm() <= 2 * (theirs - true).norm() + 1e-3 * true.norm()
+
+
+def test_a_head_that_the_flash_kernel_does_not_take_goes_by_example() -> None:
+    for size in (20, 264):
+        assert attended(packed_call(size, 4, 2, None, [5, 9]), [5, 9])[0] == "sdpa by example"
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_bf16_gradients_are_those_of_padded_examples(checkpointing: bool) -> None:
+    """Through the whole model, with what a checkpoint computes again in autograd's own thread: of float32 gradients
+    they miss at most twice as much."""
+    model = build("qwen3_vl").bfloat16().to(CUDA)
+    encoder, examples = lessons("qwen3_vl")
+    whole = deepcopy(model).float()
+    truth = gradients(response_nll(whole, collate(examples, encoder).to(CUDA)), whole)
+    padded = gradients(response_nll(model, collate(examples, encoder).to(CUDA)), model)
+    if checkpointing:
+        checkpoint_activations(model)
+    model.train()
+    batch = pack(model, examples, encoder).to(CUDA)
+    with torch.no_grad(), packed_attention(model, batch.lengths) as step:
+        hidden_states(model, **batch.inputs)
+    assert step is not None and step.used == "varlen_attn"
+    packed = gradients(response_nll(model, batch), model)
+    errors = [sum((found[name] - truth[name]).norm() ** 2 for name in truth) ** 0.5 for found in (packed, padded)]
+    assert errors[0] <= 2 * errors[1]
+
+
+def test_a_packed_row_takes_memory_in_proportion_to_its_length() -> None:
+    """A mask of 32,768 positions squared would be 1 GiB."""
+    lengths = [2048] * 16
+    call = packed_call(64, 4, 2, None, lengths)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    attended(call, lengths)
+    assert torch.cuda.max_memory_allocated() - before < 2**29
 
 
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is None, reason="flash-attn is not installed")
