@@ -270,16 +270,18 @@ def test_bad_logits_name_the_row(processor) -> None:
 def test_out_of_memory_names_what_to_lower(decode: str, processor) -> None:
     engine = engine_for("llava", processor, decode=decode, max_rows=8)
     params = SamplingParams(n=2, max_tokens=4)
-    calls = []
+    calls: list[int] = []
+    fails_at = [0]
 
     def exhausted(*_: object) -> None:
         calls.append(len(calls))
-        if len(calls) == failing:
+        if len(calls) == fails_at[0]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     handle = engine.model.get_output_embeddings().register_forward_hook(exhausted)
     for failing, what in ((1, "a prefill of 2 prompts"), (5, "a decode step of 4 rows")):
         calls.clear()
+        fails_at[0] = failing
         with pytest.raises(ValueError) as caught:
             list(engine.generate(problems(2), params))
         message = str(caught.value)
