@@ -84,15 +84,13 @@ def attention_variants() -> list[Variant]:
         name = "; ".join(f"{table} {t.lanes} x {t.keys}, {t.warps}w {t.stages}s" for table, t in tiles.items())
         return Variant(name, tuple((tables[table], 128, tile) for table, tile in tiles.items()))
 
-    narrow = [Tile(16, *settings) for settings in ((32, 4, 3), (32, 4, 4), (64, 2, 3), (64, 4, 2), (128, 4, 2))]
-    wide = [Tile(128, *settings) for settings in ((64, 8, 2), (128, 8, 2))]
-    wide += [Tile(64, *settings) for settings in ((64, 4, 3), (64, 4, 2), (128, 4, 2))]
+    narrow = [Tile(16, *settings) for settings in ((32, 4, 3), (32, 4, 4), (64, 4, 2))]
+    wide = [Tile(128, *settings) for settings in ((64, 8, 4), (32, 8, 4), (32, 8, 6), (64, 8, 2))]
+    wide += [Tile(64, *settings) for settings in ((64, 4, 3), (32, 4, 4))]
     found = [variant(NARROW=tile) for tile in narrow] + [variant(WIDE=tile) for tile in wide]
-    found += [variant(NARROW=n, WIDE=w) for n in (narrow[0], narrow[1], narrow[3]) for w in (wide[0], wide[3])]
-    for key, counts in (("NARROW_PROGRAMS", (3, 4, 6, 12)), ("WIDE_PROGRAMS", (2, 3))):
+    found += [variant(NARROW=n, WIDE=w) for n in (narrow[0], narrow[2]) for w in (wide[0], wide[2], wide[5])]
+    for key, counts in (("NARROW_PROGRAMS", (4, 12)), ("WIDE_PROGRAMS", (2,))):
         found += [Variant(f"{key} {count}", ((tree_attention_tiles, key, count),)) for count in counts]
-    two = (tree_attention_tiles, "WIDE_PROGRAMS", 2)
-    found += [Variant(f"{one.name}; WIDE_PROGRAMS 2", (*one.changes, two)) for one in (variant(WIDE=wide[3]),)]
     return found
 
 
