@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from mstar_kernels.sampling_list_triton import NO_ENTRY, id_of, logit_of
 from mstar_kernels.sampling_pass_triton import BANNED_HERE, BEST, FIELDS, SCALED, SUM, TOP, WEIGHTED
 from mstar_kernels.sampling_terms_triton import (
     LOG2_E,
@@ -31,9 +32,11 @@ UNFIT, NOTHING_FINITE = tl.constexpr(-1), tl.constexpr(-2)
 
 CUT, LAST_TIE, KEPT, LISTED_HERE = (tl.constexpr(field) for field in range(4))
 """What the filters leave of a row, float64 [R, 4]: ids are kept whose logit is above CUT, or equals it where the id is
-at most LAST_TIE; the sum of e^((x - top) / t) over them, -1 where the row has no filter; and how many logits the
-row's list has, -1 where it is not to be used."""
+at most LAST_TIE; the sum of e^((x - top) / t) over them, or NO_CUT where the row has no filter; and how many entries
+the row's list has, -1 where it is not to be used."""
 CUT_FIELDS = tl.constexpr(4)
+NO_CUT, NOT_FOUND = tl.constexpr(-1.0), tl.constexpr(-2.0)
+"""KEPT of rows without filter, and of those that are left to the search of the whole row."""
 
 
 @triton.jit
@@ -48,14 +51,14 @@ def load_chunk(x_row, first, vocabulary, banned_ids, banned, has_banned, SIZE: t
 
 @triton.jit
 def _better(
-    x, ids, is_kept, at, first, places, top, t, lift, factor, k0, k, best, token, logit,
-    SIZE: tl.constexpr, WIDTH: tl.constexpr,
+    x, ids, is_kept, at, first, top, t, lift, factor, k0, k, best, token, logit,
+    SIZE: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
     """The best of (best, token, logit) and of the ids kept, by exact score; the lowest id on a tie.
 
     The ids whose bound may beat the best are scored, likeliest first: -log(1 - v) >= v >= h 2^-32, and the bits of a
-    float32 are a logarithm never too large. `at` points to the same logits, of ids from `first` on,
-    or, where `places` is not None, in groups of WIDTH whose first ids are there.
+    float32 are a logarithm never too large. `at` points to the same logits, of ids from `first` on, or, where LISTED,
+    to their entries in a list.
     """
     h, _ = hashes(ids, k0, k)
     log_h = h.to(tl.float32).to(tl.int32, bitcast=True).to(tl.float32) * 1.1920928955078125e-07 - 127.0
@@ -66,10 +69,11 @@ def _better(
         place_of_bound = tl.min(tl.where(bounds == bound, place, SIZE), 0)
         bounds = tl.where(place == place_of_bound, float("-inf"), bounds)
         bound = tl.max(bounds, 0)
-        value = tl.load(at + place_of_bound).to(tl.float32)
-        id = first + place_of_bound
-        if places is not None:
-            id = tl.load(places + place_of_bound // WIDTH) + place_of_bound % WIDTH
+        found = tl.load(at + place_of_bound)
+        if LISTED:
+            value, id = logit_of(found), id_of(found)
+        else:
+            value, id = found.to(tl.float32), first + place_of_bound
         h_of_id, r_of_id = hashes(id, k0, k)
         score = (value.to(tl.float64) - top.to(tl.float64)) / t + exact_noise(h_of_id, r_of_id)
         is_better = (score > best) | ((score == best) & (id < token))
@@ -91,17 +95,15 @@ def draw_kernel(
     banned_ids,
     chunks_in,
     cuts,
-    list_logits,
-    list_places,
+    lists,
     tokens,
     records,
     vocabulary,
     chunks,
     banned,
-    room,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
-    WIDTH: tl.constexpr,
+    CAPACITY: tl.constexpr,
     FILTERED: tl.constexpr,
 ):
     """Token and record of row program_id(0). Without FILTERED no row has a filter, and nothing is read of cuts."""
@@ -152,14 +154,12 @@ def draw_kernel(
                 bounds = tl.where((tops < cut) | (listed >= 0), float("-inf"), bounds)
                 for first in range(0, listed, CHUNK):
                     place = tl.arange(0, CHUNK)
-                    at = list_logits + row.to(tl.int64) * room * WIDTH + first
-                    places = list_places + row.to(tl.int64) * room + first // WIDTH
-                    x = tl.load(at + place, mask=place < listed - first, other=float("-inf")).to(tl.float32)
-                    ids = tl.load(places + place // WIDTH, mask=place < listed - first, other=0) + place % WIDTH
+                    at = lists + row.to(tl.int64) * CAPACITY + first
+                    entry = tl.load(at + place, mask=place < listed - first, other=NO_ENTRY)
+                    x, ids = logit_of(entry), id_of(entry)
                     is_kept = (x > cut) | ((x == cut) & (ids <= last_tie) & (x > float("-inf")))
                     best, token, logit = _better(
-                        x, ids, is_kept, at, 0, places, top, exact_t, lift, factor, k0, k, best, token, logit,
-                        CHUNK, WIDTH,
+                        x, ids, is_kept, at, 0, top, exact_t, lift, factor, k0, k, best, token, logit, CHUNK, True
                     )  # fmt: skip
             bound = tl.max(bounds, 0)
             while (bound > float("-inf")) & (bound >= best * LOG2_E):
@@ -172,8 +172,8 @@ def draw_kernel(
                 ids, x = load_chunk(x_row, first, vocabulary, banned_ids, banned, has_banned, CHUNK)
                 is_kept = (x > cut) | ((x == cut) & (ids <= last_tie) & (x > float("-inf")))
                 best, token, logit = _better(
-                    x, ids, is_kept, x_row + first, first, None, top, exact_t, lift, factor, k0, k, best, token,
-                    logit, CHUNK, WIDTH,
+                    x, ids, is_kept, x_row + first, first, top, exact_t, lift, factor, k0, k, best, token, logit,
+                    CHUNK, False,
                 )  # fmt: skip
                 bound = tl.max(bounds, 0)
 

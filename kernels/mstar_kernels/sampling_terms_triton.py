@@ -14,7 +14,7 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)
 """The least finite float32."""
 NO_ID = tl.constexpr(0x7FFFFFFF)
 
-RUNTIME = ("chunks", "banned", "room")
+RUNTIME = ("chunks", "banned")
 ROW_POINTERS = ("logit_rows", "temperature", "top_k", "top_p", "min_p", "seed", "problem", "sample", "position")
 """Arguments whose values and alignment make no other kernels: a batch of another size compiles nothing."""
 

@@ -2,8 +2,10 @@
 
 The floor is one read of the logits: 256 x 151,936 in bfloat16 are 18 us at 4.3 TB/s. The pass is bound by instructions
 instead, about 26 an element with its overhead (23 where t is 1): 132 SMs that issue 4 x 32 of them a clock need 35 us
-(30) at 1.755 GHz. Rows with filters are read once more. The launches follow from the sizes and from `filtered` alone:
-nothing is read back, so the whole can be captured in a CUDA graph once it has run (which compiles it).
+(30) at 1.755 GHz. Measured so on an H200: the pass 39 us (35), the draw 11, with top-p 15. Rows with filters are read
+once more; predicted, not measured: bracket 10 us, lists 27, filter 10, and 2 where nothing is left to the whole row.
+The launches follow from the sizes and from `filtered` alone: nothing is read back, so the whole can be captured in a
+CUDA graph once it has run (which compiles it).
 
 Import it on first use only: Triton is not installed on every platform. Under TRITON_INTERPRET=1, set before Triton is
 imported, the same kernels run on CPU tensors.
@@ -18,10 +20,12 @@ import torch
 import triton
 from torch import Tensor
 
+from mstar_kernels.sampling_bracket_triton import ROW_FIELDS, bracket_kernel
 from mstar_kernels.sampling_draw_triton import CUT_FIELDS, draw_kernel
 from mstar_kernels.sampling_filter_triton import filter_kernel
-from mstar_kernels.sampling_list_triton import ROW_FIELDS, list_kernel
+from mstar_kernels.sampling_list_triton import ABOVE_FIELDS, list_kernel
 from mstar_kernels.sampling_pass_triton import FIELDS, pass_kernel
+from mstar_kernels.sampling_row_filter_triton import row_filter_kernel
 
 
 @dataclass(frozen=True)
@@ -32,22 +36,24 @@ class Settings:
     chunk: ids of a program of the pass, and of one look of the draw.
     lane: logits that a thread of the pass takes at a time.
     stages: tiles on their way from memory, and the one at work.
-    capacity: groups that a row's list holds, of as many logits as 16 bytes hold.
+    capacity: entries that a row's list holds.
+    tile: entries of a list that its program keeps in registers.
     sample: logits of the sample that brackets the end of a filter.
-    part: logits that bisection over a whole row takes at a time.
+    part: entries of a longer list's rest that it takes at a time.
     """
 
     chunk: int
     lane: int
     stages: int
     capacity: int
+    tile: int
     sample: int
     part: int
 
 
 SETTINGS = {
-    "large": Settings(chunk=4096, lane=16, stages=3, capacity=10240, sample=4096, part=1024),
-    "small": Settings(chunk=1024, lane=16, stages=3, capacity=10240, sample=4096, part=1024),
+    "large": Settings(chunk=4096, lane=16, stages=3, capacity=16384, tile=8192, sample=4096, part=1024),
+    "small": Settings(chunk=1024, lane=16, stages=3, capacity=16384, tile=8192, sample=4096, part=1024),
 }
 """For Hopper (H100, H200), by arithmetic: a thread of the pass then keeps 16 logits in 72 to 96 registers, so that 20
 programs of one warp share an SM and 40 KiB are on their way to it. Small: up to 16,384 ids."""
@@ -57,6 +63,8 @@ OPTIONS = {"enable_fp_fusion": True}
 PASS_OPTIONS = {"num_warps": 1, "maxnreg": 128, **OPTIONS}
 ROW_OPTIONS = {"num_warps": 8, "maxnreg": 128, **OPTIONS}
 """A program a row, two on an SM: 256 rows run at once on 132."""
+LIST_OPTIONS = {"num_warps": 8, "maxnreg": 64, **OPTIONS}
+"""Four programs on an SM, 16 logits a thread."""
 BANNED_AT_ONCE = 512
 
 
@@ -68,6 +76,11 @@ def settings_of(vocabulary: int) -> Settings:
 def width_of(vocabulary: int, dtype: torch.dtype) -> int:
     """Logits that a thread loads at once: 16 bytes, or one where rows do not begin at multiples of that."""
     return 16 // dtype.itemsize if vocabulary % 16 == 0 else 1
+
+
+def padded(chunks: int) -> int:
+    """A power of two of at least 64 that a row's chunks fit in: fewer would not be faster, but more kernels."""
+    return max(64, triton.next_power_of_2(chunks))
 
 
 def launch(
@@ -83,11 +96,10 @@ def launch(
     count, vocabulary, device = len(tokens), logits.shape[1], logits.device
     sizes, width = settings_of(vocabulary), width_of(vocabulary, logits.dtype)
     chunks, banned = triton.cdiv(vocabulary, sizes.chunk), len(banned_ids)
-    chunks_of_row = triton.next_power_of_2(chunks)
-    room = sizes.capacity + sizes.chunk // width
+    chunks_of_row = padded(chunks)
     address = (rows["seed"].view(torch.int64), rows["problem"].view(torch.int64), rows["sample"], rows["position"])
     of_chunks = torch.empty(count, FIELDS.value, chunks, dtype=torch.float32, device=device)
-    cuts, list_logits, list_places = of_chunks, logits, banned_ids  # stand for arguments that are not read
+    cuts, lists = of_chunks, banned_ids  # stand for arguments that are not read
     with torch.cuda.device_of(logits):
         pass_kernel[(count * chunks,)](
             logits, rows["logit_rows"], rows["temperature"], *address, banned_ids, of_chunks,
@@ -98,22 +110,31 @@ def launch(
         if filtered:
             cuts = torch.empty(count, CUT_FIELDS.value, dtype=torch.float64, device=device)
             of_rows = torch.empty(count, ROW_FIELDS.value, dtype=torch.float64, device=device)
-            list_logits = torch.empty(count, room, width, dtype=logits.dtype, device=device)
-            list_places = torch.empty(count, room, dtype=torch.int32, device=device)
-            filters = (rows[name] for name in ("logit_rows", "temperature", "top_k", "top_p", "min_p"))
-            shared = (logits, *filters, banned_ids, of_chunks, of_rows, list_logits, list_places)
-            list_kernel[(count,)](
-                *shared, vocabulary, chunks, banned,
-                CHUNK=sizes.chunk, CHUNKS=chunks_of_row, WIDTH=width, STAGES=sizes.stages, CAPACITY=sizes.capacity,
-                SAMPLE=sizes.sample, **ROW_OPTIONS,
+            above = torch.empty(count, ABOVE_FIELDS.value, chunks, dtype=torch.float32, device=device)
+            listed = torch.empty(count, dtype=torch.int32, device=device)
+            lists = torch.empty(count, sizes.capacity, dtype=torch.int64, device=device)
+            of_row = (rows["temperature"], rows["top_k"], rows["top_p"], rows["min_p"])
+            shared = (logits, rows["logit_rows"], *of_row, banned_ids, of_chunks, of_rows)
+            bracket_kernel[(count,)](
+                *shared, listed, vocabulary, chunks, banned,
+                CHUNKS=chunks_of_row, SAMPLE=sizes.sample, FEW=sizes.tile, **ROW_OPTIONS,
+            )  # fmt: skip
+            list_kernel[(count * chunks,)](
+                logits, rows["logit_rows"], rows["temperature"], banned_ids, of_chunks, of_rows, listed, lists, above,
+                vocabulary, chunks, banned,
+                CHUNK=sizes.chunk, WIDTH=width, CAPACITY=sizes.capacity, **LIST_OPTIONS,
             )  # fmt: skip
             filter_kernel[(count,)](
+                *of_row, of_rows, above, listed, lists, cuts, vocabulary, chunks,
+                CHUNK=sizes.chunk, CHUNKS=chunks_of_row, TILE=sizes.tile, PART=sizes.part,
+                SHIFT=SHIFTS[logits.dtype], CAPACITY=sizes.capacity, **ROW_OPTIONS,
+            )  # fmt: skip
+            row_filter_kernel[(count,)](
                 *shared, cuts, vocabulary, chunks, banned,
-                CHUNK=sizes.chunk, PART=sizes.part, WIDTH=width, STAGES=sizes.stages, SHIFT=SHIFTS[logits.dtype],
-                CAPACITY=sizes.capacity, **ROW_OPTIONS,
+                CHUNK=sizes.chunk, SHIFT=SHIFTS[logits.dtype], **ROW_OPTIONS,
             )  # fmt: skip
         draw_kernel[(count,)](
-            logits, rows["logit_rows"], rows["temperature"], *address, banned_ids, of_chunks, cuts, list_logits,
-            list_places, tokens, records, vocabulary, chunks, banned, room,
-            CHUNK=sizes.chunk, CHUNKS=chunks_of_row, WIDTH=width, FILTERED=filtered, **ROW_OPTIONS,
+            logits, rows["logit_rows"], rows["temperature"], *address, banned_ids, of_chunks, cuts, lists,
+            tokens, records, vocabulary, chunks, banned,
+            CHUNK=sizes.chunk, CHUNKS=chunks_of_row, CAPACITY=sizes.capacity, FILTERED=filtered, **ROW_OPTIONS,
         )  # fmt: skip
