@@ -25,7 +25,9 @@ from mstar_engine.types import SamplingParams
 class Generation:
     """One rollout on one model. `produced` is the number of tokens of the last call of a side."""
 
-    def __init__(self, model: PreTrainedModel, prompts: ImagePrompts, rollout: Rollout) -> None:
+    def __init__(
+        self, model: PreTrainedModel, prompts: ImagePrompts, rollout: Rollout, torch_compile: bool = False
+    ) -> None:
         self.model = model
         self.rollout = rollout
         self.prompts = prompts
@@ -33,7 +35,7 @@ class Generation:
         for problem in self.problems:
             prompts.encode(problem)  # made before anything is timed
         rows = rollout.groups * rollout.samples
-        self.engine = RolloutEngine(model, prompts, max_rows=rows, image_cache_memory=0)
+        self.engine = RolloutEngine(model, prompts, max_rows=rows, image_cache_memory=0, torch_compile=torch_compile)
         self.stop_ids = stop_ids(prompts.sizes, rollout)
         self.produced = 0
 
