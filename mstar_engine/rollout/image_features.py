@@ -190,8 +190,11 @@ def _split(result: Any, shares: Shares, places: list[int]) -> list[dict[str, Any
     entries: list[dict[str, Any]] = [{"pooler_output": part} for part in _parts(pooled, images)]
     tokens = [sum(len(image) for image in entry["pooler_output"]) for entry in entries]
     for layer in getattr(result, "deepstack_features", None) or ():
-        sizes = shares.of(places, len(layer)) if shares.alike else tokens
-        if sizes is None or sum(sizes) != len(layer):
+        if shares.alike:
+            sizes = shares.of(places, len(layer))
+        else:  # by image too, or a row a token
+            sizes = next((sizes for sizes in (images, tokens) if sum(sizes) == len(layer)), None)
+        if sizes is None:
             return None
         for entry, part in zip(entries, _parts(layer, sizes)):
             entry.setdefault("deepstack_features", []).append(part)
