@@ -25,10 +25,10 @@ from benchmarks.gpu.suite_row import Skipped, SuiteRow
 from benchmarks.harness import Side, median_seconds
 from benchmarks.largest_tensor import largest_mib
 from mstar_engine.models.backbone import hidden_states
+from mstar_engine.models.packed_attention import packed_attention
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.train.collate import collate
 from mstar_engine.train.likelihood import Likelihood
-from mstar_engine.train.packed_attention import packed_attention
 from mstar_engine.train.packing import pack, why_not_packed
 from mstar_engine.train.schedule import Schedule
 from mstar_engine.train.trainer import Trainer

@@ -7,7 +7,7 @@ nowhere else, so that the policy is trained on exactly the prompt it was sampled
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -35,6 +35,15 @@ class EncodedPrompt:
     def nbytes(self) -> int:
         """Memory held by the tensors, in bytes."""
         return sum(t.nbytes for t in (self.input_ids, *self.inputs.values(), *self.token_inputs.values()))
+
+
+def joined_inputs(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
+    """The inputs of prompts that do not count tokens, concatenated along their first dimension."""
+    others: dict[str, list[Tensor]] = {}
+    for prompt in prompts:
+        for name, value in prompt.inputs.items():
+            others.setdefault(name, []).append(value)
+    return {name: torch.cat(values) for name, values in others.items()}
 
 
 def open_image(problem: Problem, image: object) -> Image.Image:

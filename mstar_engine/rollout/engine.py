@@ -19,6 +19,7 @@ from mstar_engine.rollout.decode_buffers import DecodeBuffers
 from mstar_engine.rollout.decoder import Decoder, tiling_for
 from mstar_engine.rollout.image_features import ImageFeatureCache
 from mstar_engine.rollout.kv_cache import KVCache, memory_limit
+from mstar_engine.rollout.packed_prefill import PackedPrefill
 from mstar_engine.rollout.stats import RolloutStats
 from mstar_engine.rollout.wave import Pending, Wave
 from mstar_engine.types import Group, Problem, SamplingParams
@@ -41,7 +42,9 @@ class RolloutEngine:
     code does (see `models/fused.py`; `engine.fused` names them once it decodes), and the query, key and value
     projections of a layer as one product (of a copy of their weights); None: on CUDA with Triton, unless compiled.
     `image_cache_memory` bytes of image features are kept while the weights that made them stay; None is 1 GiB on CUDA
-    and nothing on the CPU, where a resumed run is to equal an undisturbed one in every bit.
+    and nothing on the CPU, where a resumed run is to equal an undisturbed one in every bit. `packed_prefill` runs a
+    step's prompts of different lengths behind one another in one row where the family is proven to keep them apart
+    (else by shape, and the log says why); None: on CUDA.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class RolloutEngine:
         torch_compile: bool = False,
         fused_decode: bool | None = None,
         image_cache_memory: int | None = None,
+        packed_prefill: bool | None = None,
     ) -> None:
         self.model = model
         self.encoder = processor if isinstance(processor, PromptEncoder) else PromptEncoder(processor)
@@ -95,6 +99,8 @@ class RolloutEngine:
         if image_cache_memory is None:
             image_cache_memory = 2**30 if self.shape.device.type == "cuda" else 0
         self.features = ImageFeatureCache(model, image_cache_memory)
+        packs = self.shape.device.type == "cuda" if packed_prefill is None else packed_prefill
+        self.packed_prefill = PackedPrefill(model) if packs else None
         self._cache: KVCache | None = None
         self._decodes_fixed = decode == "fixed" or (decode == "auto" and self.shape.device.type == "cuda")
         if torch_compile and not self._decodes_fixed:

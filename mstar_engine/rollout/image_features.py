@@ -12,6 +12,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class ImageFeatureCache:
         self.capacity = capacity
         self.hits = self.misses = 0
         self._held = 0
+        self._comes_apart = True  # the result for images of several shapes
         self._epoch = b""
         self._form: type = dict  # of the model's own results
         self._entries: OrderedDict[bytes, dict[str, Any]] = OrderedDict()
@@ -53,29 +55,38 @@ class ImageFeatureCache:
 
     @contextmanager
     def prompts(self, prompts: Sequence[EncodedPrompt]) -> Iterator[None]:
-        """Around the forward of prompts of one shape: their features come from here where they are known."""
-        if self.owner is None or not prompts[0].inputs:
+        """Around a forward of prompts: their features come from here where they are known."""
+        shown = [prompt for prompt in prompts if prompt.inputs]
+        if self.owner is None or not shown:
             yield
             return
-        keys = [self._key(prompt) for prompt in prompts]
+        keys = [self._key(prompt) for prompt in shown]
+        shares = Shares(shown)
         compute = self.owner.get_image_features
-        self.owner.get_image_features = lambda *given, **named: self._features(compute, keys, given, named)
+        self.owner.get_image_features = lambda *given, **named: self._features(compute, keys, shares, given, named)
         try:
             yield
         finally:
             del self.owner.get_image_features  # the instance's; the class has its own
 
-    def _features(self, compute: Callable[..., Any], keys: list[bytes], given: tuple, named: dict[str, Any]) -> Any:
+    def _features(
+        self, compute: Callable[..., Any], keys: list[bytes], shares: Shares, given: tuple, named: dict[str, Any]
+    ) -> Any:
         missing = [i for i, key in enumerate(keys) if key not in self._entries]
+        apart = shares.alike or (self._comes_apart and all(shares.cuts(value) for value in (*given, *named.values())))
+        if missing and not apart:
+            missing = list(range(len(keys)))
         self.misses += len(missing)
         self.hits += len(keys) - len(missing)
         known = {key: self._entries[key] for key in keys if key in self._entries}
         if missing:
-            part = [_select(value, missing, len(keys)) for value in given]
-            result = compute(*part, **{name: _select(value, missing, len(keys)) for name, value in named.items()})
-            split = _split(result, len(missing))
+            part = [shares.select(value, missing) for value in given]
+            result = compute(*part, **{name: shares.select(value, missing) for name, value in named.items()})
+            split = _split(result, shares, missing)
             if split is None:  # not image by image: as if there were no cache
-                self.owner = None
+                if shares.alike:
+                    self.owner = None
+                self._comes_apart = False
                 return result if len(missing) == len(keys) else compute(*given, **named)
             self._form = type(result)
             known |= {keys[i]: entry for i, entry in zip(missing, split)}
@@ -123,33 +134,81 @@ def fingerprint(model: nn.Module) -> bytes:
     return repr((places, torch.stack(sums).tolist() if sums else [])).encode()
 
 
-def _select(value: Any, missing: list[int], count: int) -> Any:
-    """Of an argument that holds the images of `count` prompts of one shape, those of some prompts."""
-    if not isinstance(value, Tensor) or value.dim() == 0 or value.shape[0] % count or len(missing) == count:
-        return value
-    return value.unflatten(0, (count, -1))[missing].flatten(0, 1)
+class Shares:
+    """How the images of some prompts lie behind one another: which part of a tensor is whose."""
+
+    def __init__(self, prompts: Sequence[EncodedPrompt]) -> None:
+        self.count = len(prompts)
+        shapes = [{name: tuple(value.shape) for name, value in prompt.inputs.items()} for prompt in prompts]
+        self.alike = all(shape == shapes[0] for shape in shapes)
+        names = {name for shape in shapes for name in shape}
+        self._lengths = {name: [shape.get(name, (0,))[0] for shape in shapes] for name in names}
+        self._behind = {name: next(shape[name][1:] for shape in shapes if name in shape) for name in names}
+
+    def of(self, places: Sequence[int], total: int, behind: tuple[int, ...] | None = None) -> list[int] | None:
+        """Of `total` rows that hold something of every prompt of `places`, how many are whose: as many each where all
+        prompts have one shape, else as many as of the prompts' own input of that length (and of shape `behind` the
+        first dimension, where that is given). None where that is not clear."""
+        if self.alike:
+            return None if total % len(places) else [total // len(places)] * len(places)
+        found = {
+            tuple(lengths[place] for place in places)
+            for name, lengths in self._lengths.items()
+            if sum(lengths[place] for place in places) == total and behind in (None, self._behind[name])
+        }
+        return list(found.pop()) if len(found) == 1 else None
+
+    def cuts(self, value: Any) -> bool:
+        """Whether `select` can tell the prompts apart in an argument; what is no tensor of rows is the same for all."""
+        return self.alike or not _has_rows(value) or self._of(value) is not None
+
+    def select(self, value: Any, missing: list[int]) -> Any:
+        """Of an argument that holds the images of all prompts, those of some."""
+        if len(missing) == self.count or not _has_rows(value):
+            return value
+        lengths = self._of(value)
+        if lengths is None:
+            return value
+        parts = value.split(lengths)
+        return torch.cat([parts[i] for i in missing])
+
+    def _of(self, value: Tensor) -> list[int] | None:
+        return self.of(range(self.count), value.shape[0], tuple(value.shape[1:]))
 
 
-def _split(result: Any, count: int) -> list[dict[str, Any]] | None:
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def _split(result: Any, shares: Shares, places: list[int]) -> list[dict[str, Any]] | None:
     """The result by prompt: features by image, and where there are such, by layer and image. None where they do not
     come apart. Copies, since a view would keep the features of the whole batch."""
     pooled = getattr(result, "pooler_output", None)
-    if pooled is None or len(pooled) % count:
+    images = None if pooled is None else shares.of(places, len(pooled))
+    if images is None:
         return None
-    each = len(pooled) // count
-    entries: list[dict[str, Any]] = [{"pooler_output": _part(pooled, i, each)} for i in range(count)]
-    layers = getattr(result, "deepstack_features", None)
-    for layer in layers or ():
-        if len(layer) % count:
+    entries: list[dict[str, Any]] = [{"pooler_output": part} for part in _parts(pooled, images)]
+    tokens = [sum(len(image) for image in entry["pooler_output"]) for entry in entries]
+    for layer in getattr(result, "deepstack_features", None) or ():
+        if shares.alike:
+            sizes = shares.of(places, len(layer))
+        else:  # by image too, or a row a token
+            sizes = next((sizes for sizes in (images, tokens) if sum(sizes) == len(layer)), None)
+        if sizes is None:
             return None
-        size = len(layer) // count
-        for i, entry in enumerate(entries):
-            entry.setdefault("deepstack_features", []).append(_part(layer, i, size))
+        for entry, part in zip(entries, _parts(layer, sizes)):
+            entry.setdefault("deepstack_features", []).append(part)
     return entries
 
 
-def _part(features: Any, index: int, size: int) -> Any:
-    part = features[index * size : (index + 1) * size]
+def _parts(features: Any, sizes: Sequence[int]) -> list[Any]:
+    """Features cut into parts of these lengths."""
+    ends = list(accumulate(sizes))
+    return [_part(features, end - size, end) for end, size in zip(ends, sizes)]
+
+
+def _part(features: Any, begin: int, end: int) -> Any:
+    part = features[begin:end]
     return part.clone() if isinstance(part, Tensor) else [image.clone() for image in part]
 
 

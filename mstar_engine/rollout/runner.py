@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from mstar_engine.models.compatibility import forget_rope_deltas, rope_delta_mod
 from mstar_engine.models.prompts import EncodedPrompt
 from mstar_engine.rollout.image_features import ImageFeatureCache
 from mstar_engine.rollout.kv_cache import KVCache
+from mstar_engine.rollout.packed_prefill import PackedPrefill, Prefilled
 from mstar_engine.rollout.steps import DecodeStep, ExtendStep, PrefillStep
 from mstar_kernels.paged_kv import copy_blocks
 from mstar_kernels.tree_attention import Tree
@@ -27,13 +29,20 @@ class ModelRunner:
     """Executes prefill, extend and decode plans; keeps one rotary offset per group (multi-axis rotary families)."""
 
     def __init__(
-        self, model: PreTrainedModel, cache: KVCache, plan: Any, backend: str, features: ImageFeatureCache
+        self,
+        model: PreTrainedModel,
+        cache: KVCache,
+        plan: Any,
+        backend: str,
+        features: ImageFeatureCache,
+        packed_prefill: PackedPrefill | None = None,
     ) -> None:
         self.model = model
         self.cache = cache
         self.plan = plan
         self.backend = backend
         self.features = features
+        self.packed_prefill = packed_prefill
         self.device = cache.shape.device
         accepted = inspect.signature(model.forward).parameters
         self.last_row_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
@@ -59,21 +68,32 @@ class ModelRunner:
     def prefill(self, prompts: Sequence[EncodedPrompt]) -> torch.Tensor:
         """Run the plan's prompts (in plan order) and return the last row of logits of each, [G, V]."""
         plan = self.plan
-        begins = plan.token_begin[: plan.num_groups + 1]
+        begins = plan.token_begin[: plan.num_groups + 1].tolist()
         groups = plan.group_ids[: plan.num_groups]
         self._grow(int(groups.max()))
+        slots = [self.arrays["slots"][begin:end] for begin, end in pairwise(begins)]
+        if self.packed_prefill is None:
+            found = self._by_shape(prompts, slots)
+        else:
+            found = self.packed_prefill.run(prompts, slots, self.cache, self.backend, self.features, self._by_shape)
+        self.rope_deltas[groups] = found.rope_deltas
+        return found.logits
+
+    def _by_shape(self, prompts: Sequence[EncodedPrompt], slots: Sequence[torch.Tensor]) -> Prefilled:
+        """One forward for the prompts of each shape."""
         rows: list[torch.Tensor | None] = [None] * len(prompts)
+        deltas = [0] * len(prompts)
         for batch in same_shape(prompts):
-            slots = torch.cat([self.arrays["slots"][begins[i] : begins[i + 1]] for i in batch]).to(self.device)
+            where = torch.cat([slots[i] for i in batch]).to(self.device)
             alike = [prompts[i] for i in batch]
             inputs = stack_inputs(alike, self.device)
             forget_rope_deltas(self.model)
-            with attention_step(PrefillStep(self.cache, slots, self.backend)), self.features.prompts(alike):
+            with attention_step(PrefillStep(self.cache, where, self.backend)), self.features.prompts(alike):
                 output = self.model(use_cache=False, **inputs, **self.last_row_only)
             for place, index in enumerate(batch):
                 rows[index] = output.logits[place, -1]
-                self.rope_deltas[groups[index]] = self._rope_delta(place)
-        return torch.stack(rows)  # type: ignore[arg-type]
+                deltas[index] = self._rope_delta(place)
+        return Prefilled(torch.stack(rows), deltas)  # type: ignore[arg-type]
 
     def decode(self) -> torch.Tensor:
         """Feed every running row its last token; returns the logits of the rows, [R, V]."""

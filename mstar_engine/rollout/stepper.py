@@ -35,7 +35,9 @@ class Stepper:
         self.scheduler = scheduler
         self.plan = scheduler.plan
         self.live = live
-        self.runner = ModelRunner(engine.model, cache, self.plan, engine.backend, engine.features)
+        self.runner = ModelRunner(
+            engine.model, cache, self.plan, engine.backend, engine.features, engine.packed_prefill
+        )
         self.decoder = engine.decoder_for(self.plan, cache, self.runner.last_row_only)
         self._ahead: tuple[Drawn, np.ndarray] | None = None
 

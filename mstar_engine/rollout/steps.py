@@ -1,15 +1,18 @@
 """The three kinds of engine step, as the attention that each runs in place of the model's.
 
-Prefill stores the K and V of whole prompts and lets the model attend as usual. Extend recomputes the K and V of tokens
-that a preempted row had already drawn. Decode feeds one token a row and runs the tree attention op. `backend` is the
-form of the ops that each runs.
+Prefill stores the K and V of whole prompts and lets the model attend as usual, or, packed, each prompt of a row among
+itself. Extend recomputes the K and V of tokens that a preempted row had already drawn. Decode feeds one token a row
+and runs the tree attention op. `backend` is the form of the ops that each runs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from mstar_engine.models.attention import LayerCall, causal_tail, masked_attention, plain_attention
+from mstar_engine.models.packed_attention import PackedAttention
 from mstar_engine.rollout.kv_cache import KVCache
 from mstar_kernels.attention_work import AttentionWork
 from mstar_kernels.paged_kv import store_kv
@@ -30,6 +33,24 @@ class PrefillStep:
         """Store, then the model's usual attention."""
         _store(self.cache, call, self.slots, self.backend)
         return call.usual()
+
+
+class PackedPrefillStep:
+    """As `PrefillStep`, of prompts of `lengths` tokens in one row, each attending to itself alone; `slots` int32
+    [tokens]."""
+
+    needs_mask = False
+
+    def __init__(self, cache: KVCache, slots: torch.Tensor, backend: str, lengths: Sequence[int]) -> None:
+        self.cache = cache
+        self.slots = slots
+        self.backend = backend
+        self.attention = PackedAttention(lengths)
+
+    def attend(self, call: LayerCall) -> torch.Tensor:
+        """[1, H, tokens, D] queries in, [1, tokens, H, D] out."""
+        _store(self.cache, call, self.slots, self.backend)
+        return self.attention.attend(call)
 
 
 class DecodeStep:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mstar_engine.models.prompts import EncodedPrompt, PromptEncoder
+from mstar_engine.models.prompts import EncodedPrompt, PromptEncoder, joined_inputs
 from mstar_engine.types import Problem, TrainingExample
 
 IGNORE = -100
@@ -141,13 +141,10 @@ def image_inputs(examples: Sequence[TrainingExample], prompts: Sequence[EncodedP
 
     Raises ValueError where their shapes disagree, and for an empty response.
     """
-    others: dict[str, list[Tensor]] = {}
     seen: dict[str, tuple[str, torch.Size]] = {}
     for example, prompt in zip(examples, prompts):
         if len(example.response_ids) == 0:
             raise ValueError(f"problem {example.problem.id!r}: the response to imitate is empty")
-        for name, value in prompt.inputs.items():
-            others.setdefault(name, []).append(value)
         if clash := _clash(seen, example.problem, prompt):
             raise ValueError(clash)
-    return {name: torch.cat(values) for name, values in others.items()}
+    return joined_inputs(prompts)

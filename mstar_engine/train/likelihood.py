@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mstar_engine.models.backbone import OutputHead, hidden_states, output_head
+from mstar_engine.models.packed_attention import packed_attention
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.train.collate import IGNORE, Batch, collate, micro_batches
 from mstar_engine.train.liger import UseLiger, liger_sum, use_liger
 from mstar_engine.train.linear_cross_entropy import linear_cross_entropy
-from mstar_engine.train.packed_attention import packed_attention
 from mstar_engine.train.packing import pack, why_not_packed
 from mstar_engine.types import TrainingExample
 

@@ -13,9 +13,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from mstar_engine.models.attention import LayerCall, causal_tail, plain_attention
 from mstar_engine.models.memory import checkpoint_activations
+from mstar_engine.models.packed_attention import PackedAttention, packed_attention
 from mstar_engine.train.collate import collate
 from mstar_engine.train.likelihood import response_nll
-from mstar_engine.train.packed_attention import PackedAttention, packed_attention
 from mstar_engine.train.packing import pack, why_not_packed
 from mstar_engine.types import TrainingExample
 
@@ -217,7 +217,7 @@ def varlen_by_formula(
 
 @pytest.mark.parametrize("window", [None, 5])
 def test_what_varlen_attn_is_given(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = "mstar_engine.train.packed_attention"
+    module = "mstar_engine.models.packed_attention"
     lengths = [1, 7, 33, 2]
     call = layer_call(sum(lengths), window=window)
     expected = PackedAttention(lengths).attend(call)

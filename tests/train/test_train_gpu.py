@@ -13,11 +13,11 @@ from lessons import assert_close, gradients, lessons
 from mstar_engine.models.attention import LayerCall
 from mstar_engine.models.backbone import hidden_states, output_head
 from mstar_engine.models.memory import checkpoint_activations
+from mstar_engine.models.packed_attention import PackedAttention, packed_attention
 from mstar_engine.train.collate import collate
 from mstar_engine.train.liger import liger_sum, use_liger
 from mstar_engine.train.likelihood import Likelihood, response_nll
 from mstar_engine.train.linear_cross_entropy import linear_cross_entropy
-from mstar_engine.train.packed_attention import PackedAttention, packed_attention
 from mstar_engine.train.packing import pack, why_not_packed
 from mstar_engine.train.schedule import Schedule
 from mstar_engine.train.trainer import Trainer
@@ -123,7 +123,7 @@ def test_variable_length_attention_errs_at_most_twice_as_much_as_sdpa_by_example
     assert used == "varlen_attn"
     exact = {name: getattr(call, name).detach().double().requires_grad_() for name in ("query", "key", "value")}
     truth = attended(replace(call, **exact), lengths)[1]
-    monkeypatch.setattr("mstar_engine.train.packed_attention.takes_varlen", lambda call: False)
+    monkeypatch.setattr("mstar_engine.models.packed_attention.takes_varlen", lambda call: False)
     used, plain = attended(call, lengths)
     assert used == "sdpa by example"
     for mine, theirs, true in zip(found, plain, truth, strict=True):
