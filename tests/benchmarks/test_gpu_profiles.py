@@ -1,9 +1,9 @@
-"""The profile's arithmetic, on events made by hand."""
+"""The arithmetic of both profiles, on events made by hand."""
 
 import pytest
 import torch
 
-from benchmarks.gpu import step_profile
+from benchmarks.gpu import kernel_profile, step_profile
 
 STEP = [(0, 400, "product"), (100, 200, "attend"), (500, 100, "norm"), (700, 100, "draw_kernel")]
 
@@ -34,3 +34,14 @@ def test_the_table_counts_by_step() -> None:
 def test_without_a_device_it_says_so() -> None:
     with pytest.raises(SystemExit, match="needs a CUDA device"):
         step_profile.main([])
+
+
+def test_kernels_by_name_in_order_of_first_calls() -> None:
+    events = [("b", 3000), ("a", 1000), ("b", 5000), ("b", 4000)]
+    assert kernel_profile.medians(events) == [("b", 3, 4.0), ("a", 1, 1.0)]
+
+
+def test_an_unknown_op_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        kernel_profile.main(["attention"])
+    assert "attention; allowed: sampling, step_rewards, tree_attention" in capsys.readouterr().err
