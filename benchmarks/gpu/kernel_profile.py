@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(torch.cuda.get_device_name())
     for op in options.ops or sorted(tuning.SUBJECTS):
         for work, make in tuning.SUBJECTS[op][1].items():
-            side = make(tuning.a_bench())
+            side = make(tuning.make_bench())
             for name, calls, microseconds in measure(side):
                 each = calls / TURNS / len(side.calls)
                 print(f"{op:16} {work:14} {microseconds:9.2f} us x {each:4.1f}  {name[:90]}", flush=True)

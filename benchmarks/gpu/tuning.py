@@ -195,7 +195,7 @@ def measure(bench: Bench, op: str) -> Iterator[dict[str, Any]]:
 def _compile(task: tuple[str, int]) -> None:
     op, index = task
     make_variants, works = SUBJECTS[op]
-    bench = a_bench()
+    bench = make_bench()
     with make_variants()[index].applied():
         list(works.values())[-1](bench).calls[0]()  # all works of an op compile the same
 
@@ -209,7 +209,8 @@ def compile_all(ops: Sequence[str]) -> None:
                 future.result()
 
 
-def a_bench() -> Bench:
+def make_bench() -> Bench:
+    """A bench of the device at real sizes; its bandwidth is not asked for."""
     device = torch.device("cuda")
     return Bench("tuning", device, False, 1.0, Timer(device, TURNS))
 
@@ -224,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not torch.cuda.is_available():
         sys.exit("tuning: needs a CUDA device")
     compile_all(options.only)
-    bench, rows = a_bench(), []
+    bench, rows = make_bench(), []
     for op in options.only:
         for row in measure(bench, op):
             rows.append(row)

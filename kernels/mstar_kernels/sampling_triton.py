@@ -3,7 +3,7 @@
 The floor is one read of the logits: 256 x 151,936 in bfloat16 are 18 us at 4.3 TB/s. The pass is bound by instructions
 instead, about 26 an element with its overhead (23 where t is 1): 132 SMs that issue 4 x 32 of them a clock need 35 us
 (30) at 1.755 GHz. Measured so on an H200: the pass 39 us (35), the draw 11, with top-p 15. Rows with filters are read
-once more; predicted, not measured: bracket 10 us, lists 27, filter 10, and 2 where nothing is left to the whole row.
+once more: with top-p 182 us in all, of which bracket, lists and filter are 128, where 49 were predicted (10, 27, 12).
 The launches follow from the sizes and from `filtered` alone: nothing is read back, so the whole can be captured in a
 CUDA graph once it has run (which compiles it).
 
