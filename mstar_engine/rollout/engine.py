@@ -207,7 +207,8 @@ class RolloutEngine:
 
     def most_blocks(self) -> int:
         """Blocks that the allowed memory holds, at least one."""
-        limit = self.kv_cache_memory or memory_limit(self.shape)
+        kept = 0 if self._cache is None else self._cache.storage.nbytes
+        limit = self.kv_cache_memory or memory_limit(self.shape, kept)
         return max(1, limit // (self.block_size * self.shape.bytes_per_token))
 
     def take_cache(self, blocks: int) -> KVCache:
@@ -215,6 +216,7 @@ class RolloutEngine:
         cache, self._cache = self._cache, None
         if cache is None or cache.num_blocks < blocks:
             del cache
+            self._decoder = None  # it holds the cache that it ran on
             cache = KVCache(self.shape, blocks, self.block_size)
         return cache
 

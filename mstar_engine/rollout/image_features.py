@@ -128,7 +128,7 @@ def tower_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def fingerprint(model: nn.Module) -> bytes:
-    """Of the tower's parameters: where they are and, over their bits, sums that tell places apart; two reads of them."""
+    """Of the tower's parameters: where they are and, over their bits, sums that tell places apart; it is read twice."""
     sums, places = [], []
     for parameter in tower_parameters(model):
         flat = parameter.detach().contiguous().flatten()

@@ -8,6 +8,7 @@ import torch
 
 from mstar_engine.models.prompts import EncodedPrompt
 from mstar_engine.models.tiny import build_tiny
+from mstar_engine.rollout import engine as engine_module
 from mstar_engine.rollout.engine import RolloutEngine
 from mstar_engine.rollout.forks import Fork, complete
 from mstar_engine.types import Problem, Response, SamplingParams
@@ -209,3 +210,16 @@ def test_where_rows_or_memory_are_few_forks_wait_their_turn() -> None:
     assert len(whole) == 5 * sum(len(offsets) for plan in plans(3, (5,)) for offsets in plan.offsets)
     assert tokens(max_rows=3) == whole
     assert tokens(max_rows=64, kv_cache_memory=100 << 10) == whole
+
+
+def test_the_cache_that_was_taken_does_not_count_against_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free memory is measured once, before: a cache that takes what there is leaves little."""
+    room, held, caches = 1 << 20, [], []
+    make = engine_module.KVCache.__init__
+    monkeypatch.setattr(engine_module.KVCache, "__init__", lambda *a: (caches.append(a), make(*a))[1])
+    monkeypatch.setattr(engine_module, "memory_limit", lambda *_: room // 50 if caches else room)
+    hold = _C.Scheduler.hold
+    monkeypatch.setattr(_C.Scheduler, "hold", lambda *a, **k: (held.append(k["fork_rows"]), hold(*a, **k))[1])
+    for options in ({}, {"kv_cache_memory": room}):
+        run(engine_for("llava", max_rows=64, **options), plans(2, (5,)), SamplingParams(max_tokens=MAX_TOKENS, seed=3))
+    assert held[:2] == held[2:] and held[0] > 1
