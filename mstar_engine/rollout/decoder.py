@@ -93,10 +93,13 @@ class Decoder:
         self._graphs: dict[Bucket, torch.cuda.CUDAGraph | None] = {}
         self._pool = torch.cuda.graph_pool_handle() if self.on_cuda else None
 
-    def fits(self, model: torch.nn.Module, cache: KVCache, max_rows: int, max_nodes: int, table_width: int) -> bool:
+    def fits(
+        self, model: torch.nn.Module, cache: KVCache, max_rows: int, max_nodes: int, table_width: int, depth: int
+    ) -> bool:
         """Whether this decoder can go on with the model and cache: neither has moved, and its buffers suffice."""
         sizes = (self.buffers.max_rows, self.buffers.max_nodes, self.buffers.table_width)
-        return sizes == (max_rows, max_nodes, table_width) and self._places == places_of(model, cache)
+        suffice = sizes == (max_rows, max_nodes, table_width) and self.buffers.depth >= depth
+        return suffice and self._places == places_of(model, cache)
 
     def refresh(self) -> None:
         """Take over what is copied of the model's parameters, as they are now."""

@@ -231,17 +231,20 @@ class RolloutEngine:
         self.features.release()
         give_back(self.shape.device)
 
-    def decoder_for(self, plan: Any, cache: KVCache, inputs: dict[str, Any]) -> Decoder | None:
-        """The decoder of a wave's plans: the kept one where it fits. None: decode steps have the shapes they have."""
+    def decoder_for(self, plan: Any, cache: KVCache, inputs: dict[str, Any], depth: int) -> Decoder | None:
+        """The decoder of a wave's plans: the kept one where it fits. None: decode steps have the shapes they have.
+
+        `depth`: nodes above a row, at most. ValueError that says what to lower, where there is no memory for it.
+        """
         if not self._decodes_fixed:
             return None
         sizes = (len(plan.row_ids), *plan.block_table.shape)
-        if self._decoder is None or not self._decoder.fits(self.model, cache, *sizes):
+        if self._decoder is None or not self._decoder.fits(self.model, cache, *sizes, depth):
             self._decoder = None  # its graphs' memory, before there is a second one
             tiling = tiling_for(self.model, cache, self.backend)
             form = "auto" if self.backend == "cpu" else self.backend  # these kernels have no C++ form
             self.fused = FusedLayers(self.model, self.shape, backend=form) if self._fused_decode else None
-            buffers = DecodeBuffers(*sizes, self.block_size, self.shape.device, tiling)
+            buffers = DecodeBuffers(*sizes, self.block_size, self.shape.device, tiling, depth)
             self._decoder = Decoder(
                 self.model, inputs, cache, buffers, self.banned_ids, self.backend, self._torch_compile, self.fused
             )

@@ -18,6 +18,7 @@ import torch
 from mstar_engine.models.attention import hooked
 from mstar_engine.models.compatibility import forget_rope_deltas
 from mstar_engine.models.image_attention import packed_images
+from mstar_engine.rollout.decode_buffers import FLAT, HELD
 from mstar_engine.rollout.engine import RolloutEngine
 from mstar_engine.rollout.kv_cache import KVCache
 from mstar_engine.rollout.runner import ModelRunner
@@ -107,7 +108,8 @@ class ForkWave(Wave):
     def _run_plans(self, cache: KVCache, plans: list[tuple[ForkPlan, Pending]], nodes: int) -> Iterator[list[ForkPlan]]:
         engine = self.engine
         scheduler = self._scheduler(cache, policy="no_evict", max_held_nodes=nodes)
-        stepper = Stepper(engine, scheduler, cache, self.live)
+        forks = max(len(offsets) for plan, _ in plans for offsets in plan.offsets)
+        stepper = Stepper(engine, scheduler, cache, self.live, depth=max(HELD, FLAT + forks))
         runner = stepper.runner
         base = replace(self.stats)
         for plan, item in plans:
