@@ -241,15 +241,25 @@ class RolloutEngine:
         sizes = (len(plan.row_ids), *plan.block_table.shape)
         if self._decoder is None or not self._decoder.fits(self.model, cache, *sizes, depth):
             self._decoder = None  # its graphs' memory, before there is a second one
-            tiling = tiling_for(self.model, cache, self.backend)
-            form = "auto" if self.backend == "cpu" else self.backend  # these kernels have no C++ form
-            self.fused = FusedLayers(self.model, self.shape, backend=form) if self._fused_decode else None
-            buffers = DecodeBuffers(*sizes, self.block_size, self.shape.device, tiling, depth)
-            self._decoder = Decoder(
-                self.model, inputs, cache, buffers, self.banned_ids, self.backend, self._torch_compile, self.fused
-            )
+            try:
+                self._decoder = self._new_decoder(sizes, cache, inputs, depth)
+            except torch.OutOfMemoryError as error:
+                gib = cache.storage.nbytes / 2**30
+                raise ValueError(
+                    f"rollout: no memory for decode steps of {self.max_rows} rows beside a K/V cache of {gib:.1f} GiB; "
+                    "lower rollout.kv_cache_memory or rollout.max_rows"
+                ) from error
         self._decoder.refresh()
         return self._decoder
+
+    def _new_decoder(self, sizes: tuple[int, ...], cache: KVCache, inputs: dict[str, Any], depth: int) -> Decoder:
+        tiling = tiling_for(self.model, cache, self.backend)
+        form = "auto" if self.backend == "cpu" else self.backend  # these kernels have no C++ form
+        self.fused = FusedLayers(self.model, self.shape, backend=form) if self._fused_decode else None
+        buffers = DecodeBuffers(*sizes, self.block_size, self.shape.device, tiling, depth)
+        return Decoder(
+            self.model, inputs, cache, buffers, self.banned_ids, self.backend, self._torch_compile, self.fused
+        )
 
 
 def _sample_numbers(problem: Problem, params: SamplingParams, given: np.ndarray | None) -> np.ndarray:

@@ -14,7 +14,7 @@ from families import CONFIGS, FixedPrompts, build, prompt
 
 from mstar_engine.models import fused
 from mstar_engine.models.tiny import build_tiny
-from mstar_engine.rollout import kv_cache
+from mstar_engine.rollout import decoder, kv_cache
 from mstar_engine.rollout.decode_buffers import DecodeBuffers, power_of_2, row_bucket
 from mstar_engine.rollout.decoder import Decoder
 from mstar_engine.rollout.engine import RolloutEngine
@@ -189,6 +189,24 @@ def test_what_the_kept_cache_takes_is_free_for_its_successor(processor, monkeypa
     assert engine.most_blocks() == 100
     list(engine.generate([Problem(id="p", question="")], SamplingParams(n=8, max_tokens=100)))
     assert engine._cache.num_blocks > 20 and engine.most_blocks() == 100
+
+
+def test_no_memory_for_decode_steps_says_what_to_lower(processor, monkeypatch) -> None:
+    """Joined weights and a workspace come behind the cache, which may have taken all there was."""
+
+    def full(*_) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine = RolloutEngine(
+        build("llava"), FixedPrompts({"p": prompt("llava", 5, 0)}, processor), decode="fixed", fused_decode=True
+    )
+    asked, params = [Problem(id="p", question="")], SamplingParams(n=2, temperature=0.0, max_tokens=4)
+    with monkeypatch.context() as patched:
+        patched.setattr(decoder, "JoinedProjections", full)
+        with pytest.raises(ValueError, match=r"no memory for decode steps of 256 rows .*lower rollout.kv_cache_memory"):
+            list(engine.generate(asked, params))
+    (group,) = engine.generate(asked, params)
+    assert len(group.responses[0].token_ids) > 0
 
 
 @pytest.mark.slow
