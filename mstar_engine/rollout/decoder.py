@@ -176,10 +176,10 @@ class Decoder:
                 self._run(bucket)
         except RuntimeError as error:
             torch.cuda.set_stream(current)  # a failed capture leaves its own
-            first_line = str(error).splitlines()[0]
-            warnings.warn(
-                f"rollout: {type(self.model).__name__} decodes without CUDA graphs: {first_line}", stacklevel=2
-            )
+            reason = str(error).splitlines()[0]
+            if isinstance(error, torch.OutOfMemoryError):
+                reason = "out of memory for them; lower rollout.kv_cache_memory or rollout.max_rows"
+            warnings.warn(f"rollout: {type(self.model).__name__} decodes without CUDA graphs: {reason}", stacklevel=2)
             torch.cuda.synchronize()
             return None
         return graph
