@@ -69,7 +69,10 @@ def _attention(
     is_causal: bool = False,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """The function that transformers calls: q, k, v [1, H, tokens, D]; [1, tokens, H, D]."""
+    """The function that transformers calls: q [1, H, tokens, D], k and v [1, Hkv, tokens, D]; [1, tokens, H, D]."""
+    repeat = query.shape[1] // key.shape[1]
+    if repeat > 1:
+        key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
     if not query.is_cuda:
         parts = [
             F.scaled_dot_product_attention(

@@ -96,5 +96,7 @@ def _can_be_joined(parts: list[nn.Module | None]) -> bool:
         return False
     if any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in parts):
         return False
+    if any(type(tensor) is not nn.Parameter for part in parts for tensor in part.parameters()):
+        return False  # quantised or sharded: its class computes, not the bytes
     alike = {(p.in_features, p.weight.dtype, p.weight.device, p.bias is None) for p in parts}
     return len(alike) == 1 and parts[0].weight.device.type != "meta"

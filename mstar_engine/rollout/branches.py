@@ -140,7 +140,7 @@ class BranchRunner:
     def run(self, trunks: Sequence[Trunk]) -> Iterator[tuple[range, BranchStates]]:
         """The hidden states of `trunks`, in order, some at a time: (which trunks, their states).
 
-        Raises ValueError for an empty branch, naming trunk and branch.
+        Raises ValueError for an empty branch, naming trunk and branch; and out of memory, naming what to lower.
         """
         for index, trunk in enumerate(trunks):
             for number, branch in enumerate(trunk.branches):
@@ -162,6 +162,13 @@ class BranchRunner:
         try:
             with hooked(self._configs), packed_images(self._image_configs):
                 return self._packed(trunks, tokens)
+        except torch.OutOfMemoryError as error:
+            prompts = sum(len(trunk.prompt.input_ids) for trunk in trunks)
+            raise ValueError(
+                f"step scores: out of memory in a pass over {len(trunks)} prompts of {prompts} tokens together, and "
+                f"{tokens} tokens below them; lower max_tokens ({self.max_tokens}), or rollout.kv_cache_memory where a "
+                "rollout shares the device"
+            ) from error
         finally:
             forget_rope_deltas(self.model)
             self.model.train(was_training)

@@ -29,8 +29,9 @@ PADDING = {"token_rows": -1, "slots": -1, "top_p": 1.0}
 SIDES = 2
 ALIGNMENT = 32
 """Elements of 4 bytes: every array begins at a multiple of 128 bytes."""
-MOST_DEPTH = 64
-"""Nodes above a row where stems are held: as many steps of a stem can be forked."""
+FLAT, HELD = 2, 64
+"""Nodes above a row, at most: a prompt and the row's own; where stems are held, those between their forks too. Trees
+that are deeper get buffers of their depth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class DecodeBuffers:
     """Buffers for decode plans of at most these rows and nodes, and this many blocks of `block_size` tokens a node.
 
     `tiling`: of the Triton form of tree attention, whose work list `work` is planned and sent with the plan. None:
-    another form, and no list.
+    another form, and no list. `depth`: nodes above a row, at most.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class DecodeBuffers:
         block_size: int,
         device: torch.device,
         tiling: Tiling | None = None,
+        depth: int = FLAT,
     ) -> None:
         self.block_size = block_size
+        self.depth = depth
         self.max_rows, self.max_nodes, self.table_width = max_rows, max_nodes, table_width
         sizes = {name: self.max_rows * (2 if dtype is LONG else 1) for name, dtype in ROW_FIELDS.items()}
         sizes |= dict.fromkeys(NODE_FIELDS, self.max_nodes)
@@ -70,8 +73,6 @@ class DecodeBuffers:
             end += -(-size // ALIGNMENT) * ALIGNMENT
         self._capacity: dict[str, int] = {}
         if tiling is not None:
-            # Held stems make trees deeper than a prompt and its rows.
-            depth = 2 if max_nodes == 2 * max_rows else MOST_DEPTH
             items, slots = work_capacity(tiling, max_nodes=max_nodes, row_nodes=depth * max_rows)
             self._capacity = {"rows": max_rows, "items": items, "slots": slots}
             self._begin["work"] = end

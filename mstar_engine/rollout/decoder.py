@@ -8,7 +8,7 @@ stays on the device for the step behind it (`token_rows`); the host's copy arriv
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -90,13 +90,16 @@ class Decoder:
         self._host = [self._host_side() for _ in range(SIDES)]
         self._side = 0
         self._places = places_of(model, cache)
-        self._graphs: dict[Bucket, Callable[[], None]] = {}
+        self._graphs: dict[Bucket, torch.cuda.CUDAGraph | None] = {}
         self._pool = torch.cuda.graph_pool_handle() if self.on_cuda else None
 
-    def fits(self, model: torch.nn.Module, cache: KVCache, max_rows: int, max_nodes: int, table_width: int) -> bool:
+    def fits(
+        self, model: torch.nn.Module, cache: KVCache, max_rows: int, max_nodes: int, table_width: int, depth: int
+    ) -> bool:
         """Whether this decoder can go on with the model and cache: neither has moved, and its buffers suffice."""
         sizes = (self.buffers.max_rows, self.buffers.max_nodes, self.buffers.table_width)
-        return sizes == (max_rows, max_nodes, table_width) and self._places == places_of(model, cache)
+        suffice = sizes == (max_rows, max_nodes, table_width) and self.buffers.depth >= depth
+        return suffice and self._places == places_of(model, cache)
 
     def refresh(self) -> None:
         """Take over what is copied of the model's parameters, as they are now."""
@@ -109,7 +112,11 @@ class Decoder:
         bucket = self.buffers.send(plan, side, rotary)
         if bucket not in self._graphs:
             self._graphs[bucket] = self._capture(bucket)
-        self._graphs[bucket]()
+        graph = self._graphs[bucket]
+        if graph is None:
+            self._run(bucket)
+        else:
+            graph.replay()
         tokens, records, event = self._host[side]
         tokens.copy_(self.drawn, non_blocking=True)
         records.copy_(self.records, non_blocking=True)
@@ -151,35 +158,31 @@ class Decoder:
             **{name: rows[name] for name in names},
         )
 
-    def _capture(self, bucket: Bucket) -> Callable[[], None]:
-        """A function that runs the step: a graph's replay, or the step itself where there are no graphs."""
-
-        def run() -> None:
-            self._run(bucket)
-
+    def _capture(self, bucket: Bucket) -> torch.cuda.CUDAGraph | None:
+        """The step as a graph; None where there are no graphs."""
         if not self.on_cuda:
-            return run
+            return None
         drawn = self.drawn.clone()  # what this step feeds; running it overwrites that
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
-                run()
+                self._run(bucket)
                 self.drawn.copy_(drawn)
         torch.cuda.current_stream().wait_stream(stream)
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph, pool=self._pool):
-                run()
+                self._run(bucket)
         except RuntimeError as error:
             torch.cuda.set_stream(current)  # a failed capture leaves its own
-            first_line = str(error).splitlines()[0]
-            warnings.warn(
-                f"rollout: {type(self.model).__name__} decodes without CUDA graphs: {first_line}", stacklevel=2
-            )
+            reason = str(error).splitlines()[0]
+            if isinstance(error, torch.OutOfMemoryError):
+                reason = "out of memory for them; lower rollout.kv_cache_memory or rollout.max_rows"
+            warnings.warn(f"rollout: {type(self.model).__name__} decodes without CUDA graphs: {reason}", stacklevel=2)
             torch.cuda.synchronize()
-            return run
-        return graph.replay
+            return None
+        return graph
 
     def _host_side(self) -> tuple[Tensor, Tensor, torch.cuda.Event | None]:
         rows = self.buffers.max_rows

@@ -207,7 +207,8 @@ class RolloutEngine:
 
     def most_blocks(self) -> int:
         """Blocks that the allowed memory holds, at least one."""
-        limit = self.kv_cache_memory or memory_limit(self.shape)
+        kept = 0 if self._cache is None else self._cache.storage.nbytes
+        limit = self.kv_cache_memory or memory_limit(self.shape, kept)
         return max(1, limit // (self.block_size * self.shape.bytes_per_token))
 
     def take_cache(self, blocks: int) -> KVCache:
@@ -215,6 +216,7 @@ class RolloutEngine:
         cache, self._cache = self._cache, None
         if cache is None or cache.num_blocks < blocks:
             del cache
+            self._decoder = None  # it holds the cache that it ran on
             cache = KVCache(self.shape, blocks, self.block_size)
         return cache
 
@@ -229,22 +231,35 @@ class RolloutEngine:
         self.features.release()
         give_back(self.shape.device)
 
-    def decoder_for(self, plan: Any, cache: KVCache, inputs: dict[str, Any]) -> Decoder | None:
-        """The decoder of a wave's plans: the kept one where it fits. None: decode steps have the shapes they have."""
+    def decoder_for(self, plan: Any, cache: KVCache, inputs: dict[str, Any], depth: int) -> Decoder | None:
+        """The decoder of a wave's plans: the kept one where it fits. None: decode steps have the shapes they have.
+
+        `depth`: nodes above a row, at most. ValueError that says what to lower, where there is no memory for it.
+        """
         if not self._decodes_fixed:
             return None
         sizes = (len(plan.row_ids), *plan.block_table.shape)
-        if self._decoder is None or not self._decoder.fits(self.model, cache, *sizes):
+        if self._decoder is None or not self._decoder.fits(self.model, cache, *sizes, depth):
             self._decoder = None  # its graphs' memory, before there is a second one
-            tiling = tiling_for(self.model, cache, self.backend)
-            form = "auto" if self.backend == "cpu" else self.backend  # these kernels have no C++ form
-            self.fused = FusedLayers(self.model, self.shape, backend=form) if self._fused_decode else None
-            buffers = DecodeBuffers(*sizes, self.block_size, self.shape.device, tiling)
-            self._decoder = Decoder(
-                self.model, inputs, cache, buffers, self.banned_ids, self.backend, self._torch_compile, self.fused
-            )
+            try:
+                self._decoder = self._new_decoder(sizes, cache, inputs, depth)
+            except torch.OutOfMemoryError as error:
+                gib = cache.storage.nbytes / 2**30
+                raise ValueError(
+                    f"rollout: no memory for decode steps of {self.max_rows} rows beside a K/V cache of {gib:.1f} GiB; "
+                    "lower rollout.kv_cache_memory or rollout.max_rows"
+                ) from error
         self._decoder.refresh()
         return self._decoder
+
+    def _new_decoder(self, sizes: tuple[int, ...], cache: KVCache, inputs: dict[str, Any], depth: int) -> Decoder:
+        tiling = tiling_for(self.model, cache, self.backend)
+        form = "auto" if self.backend == "cpu" else self.backend  # these kernels have no C++ form
+        self.fused = FusedLayers(self.model, self.shape, backend=form) if self._fused_decode else None
+        buffers = DecodeBuffers(*sizes, self.block_size, self.shape.device, tiling, depth)
+        return Decoder(
+            self.model, inputs, cache, buffers, self.banned_ids, self.backend, self._torch_compile, self.fused
+        )
 
 
 def _sample_numbers(problem: Problem, params: SamplingParams, given: np.ndarray | None) -> np.ndarray:

@@ -18,6 +18,7 @@ import torch
 from mstar_engine.models.attention import hooked
 from mstar_engine.models.compatibility import forget_rope_deltas
 from mstar_engine.models.image_attention import packed_images
+from mstar_engine.rollout.decode_buffers import FLAT, HELD
 from mstar_engine.rollout.engine import RolloutEngine
 from mstar_engine.rollout.kv_cache import KVCache
 from mstar_engine.rollout.runner import ModelRunner
@@ -87,14 +88,17 @@ class ForkWave(Wave):
 
     held: dict[int, _Held] = field(default_factory=dict)
     children: dict[int, _Child] = field(default_factory=dict)
+    most: int = 0
+    """Blocks that the cache may have."""
 
     def run_plans(self, plans: list[tuple[ForkPlan, Pending]]) -> Iterator[list[ForkPlan]]:
         """Yields the plans that are over, those of one step together."""
         engine = self.engine
+        self.most = engine.most_blocks()  # before the cache takes them
         worst = max(self._tree_blocks(plan, item) for plan, item in plans)
         least = min(self._rows(plan, item) for plan, item in plans)
         together = min(len(plans), max(1, engine.max_rows // least))
-        cache = engine.take_cache(min(engine.most_blocks(), together * worst))
+        cache = engine.take_cache(min(self.most, together * worst))
         nodes = 2 * together * max(1 + sum(1 + len(offsets) for offsets in plan.offsets) for plan, _ in plans)
         try:
             yield from self._run_plans(cache, plans, nodes)
@@ -104,7 +108,8 @@ class ForkWave(Wave):
     def _run_plans(self, cache: KVCache, plans: list[tuple[ForkPlan, Pending]], nodes: int) -> Iterator[list[ForkPlan]]:
         engine = self.engine
         scheduler = self._scheduler(cache, policy="no_evict", max_held_nodes=nodes)
-        stepper = Stepper(engine, scheduler, cache, self.live)
+        forks = max(len(offsets) for plan, _ in plans for offsets in plan.offsets)
+        stepper = Stepper(engine, scheduler, cache, self.live, depth=max(HELD, FLAT + forks))
         runner = stepper.runner
         base = replace(self.stats)
         for plan, item in plans:
@@ -191,7 +196,7 @@ class ForkWave(Wave):
     def _rows(self, plan: ForkPlan, item: Pending) -> int:
         """Completions of a problem that can be drawn at one time: as many as asked, places and memory allow."""
         trunk, row = self._blocks_of(plan, item)
-        room = (self.engine.most_blocks() - trunk) // row
+        room = (self.most - trunk) // row
         return max(1, min(plan.fork_rows, self.engine.max_rows, room))
 
     def _tree_blocks(self, plan: ForkPlan, item: Pending) -> int:

@@ -21,6 +21,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from mstar_engine.models.prompts import EncodedPrompt
 
+WIDTH = 1024
+"""Elements of a row, where a fingerprint sums over rows and columns."""
+
 
 class ImageFeatureCache:
     """Features by prompt, at most `capacity` bytes on the model's device, the least recently used out first."""
@@ -125,11 +128,14 @@ def tower_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def fingerprint(model: nn.Module) -> bytes:
-    """Of the tower's parameters: where they are and a sum over their bits, one read of them."""
+    """Of the tower's parameters: where they are and, over their bits, sums that tell places apart; it is read twice."""
     sums, places = [], []
     for parameter in tower_parameters(model):
-        bits = parameter.detach().contiguous().view(torch.int16).flatten()
-        sums.append(bits.sum(dtype=torch.int64))
+        flat = parameter.detach().contiguous().flatten()
+        bits = flat.view(torch.uint8 if flat.dtype.itemsize == 1 else torch.int16)
+        body = bits[: len(bits) // WIDTH * WIDTH].view(-1, WIDTH)
+        for part in (body.sum(0, dtype=torch.int64), body.sum(1, dtype=torch.int64), bits[body.numel() :].long()):
+            sums.append((part * torch.arange(1, len(part) + 1, device=part.device)).sum())
         places.append(parameter.data_ptr())
     return repr((places, torch.stack(sums).tolist() if sums else [])).encode()
 

@@ -30,12 +30,13 @@ class KVCache:
         self.values = [self.storage[layer, 1] for layer in range(shape.layers)]
 
 
-def memory_limit(shape: KVShape) -> int:
-    """Bytes the cache may take when nothing was asked for: a share of what the device has free."""
+def memory_limit(shape: KVShape, kept: int = 0) -> int:
+    """Bytes the cache may take when nothing was asked for: a share of what the device has free, `kept` bytes of a cache
+    that it replaces counted in."""
     if shape.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(shape.device)
-        return int(free * 0.8)
-    return min(_available() // 4, 8 * 2**30)
+        return int((free + kept) * 0.8)
+    return min((_available() + kept) // 4, 8 * 2**30)
 
 
 def _available() -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from mstar_engine.rollout.decode_buffers import FLAT
 from mstar_engine.rollout.decoder import Drawn
 from mstar_engine.rollout.kv_cache import KVCache
 from mstar_engine.rollout.runner import ModelRunner
@@ -26,10 +27,16 @@ SAMPLING = ("logit_rows", "temperature", "top_k", "top_p", "min_p", "seed", "pro
 
 
 class Stepper:
-    """Runs the plans of one scheduler. `live` gives the problem of each of the scheduler's handles."""
+    """Runs the plans of one scheduler. `live` gives the problem of each of the scheduler's handles, `depth` the nodes
+    above a row, at most."""
 
     def __init__(
-        self, engine: RolloutEngine, scheduler: _C.Scheduler, cache: KVCache, live: Mapping[int, Pending]
+        self,
+        engine: RolloutEngine,
+        scheduler: _C.Scheduler,
+        cache: KVCache,
+        live: Mapping[int, Pending],
+        depth: int = FLAT,
     ) -> None:
         self.engine = engine
         self.scheduler = scheduler
@@ -38,7 +45,7 @@ class Stepper:
         self.runner = ModelRunner(
             engine.model, cache, self.plan, engine.backend, engine.features, engine.packed_prefill
         )
-        self.decoder = engine.decoder_for(self.plan, cache, self.runner.last_row_only)
+        self.decoder = engine.decoder_for(self.plan, cache, self.runner.last_row_only, depth)
         self._ahead: tuple[Drawn, np.ndarray] | None = None
 
     @property

@@ -139,13 +139,31 @@ class Trainer:
 
         At most `max_examples` go through one forward pass. ValueError that names what to lower, out of memory.
         """
-        pad_id = self.encoder.tokenizer.pad_token_id or 0
         total = self.objective.count(examples)
         learning_rate = self.schedule(self.global_step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         training = self.model.training
         self.model.train()
+        try:
+            loss, norm = self._gradients(examples, max_examples, total)
+            if not norm < float("inf"):
+                raise FloatingPointError(
+                    f"step {self.global_step}: loss {loss}, gradient norm {norm}; weights unchanged"
+                )
+            self.optimizer.step()
+        finally:  # whatever ends a step early leaves no gradient to the next
+            self.optimizer.zero_grad(set_to_none=True)
+            self.model.zero_grad(set_to_none=True)
+            self.model.train(training)
+        if self.masters is not None:
+            self.masters.publish()
+        self.global_step += 1
+        return StepStats(self.global_step - 1, loss, total, norm, learning_rate)
+
+    def _gradients(self, examples: Sequence[Any], max_examples: int | None, total: int) -> tuple[float, float]:
+        """The mean loss of a batch, and the norm of its gradients before they were clipped."""
+        pad_id = self.encoder.tokenizer.pad_token_id or 0
         parts = []
         with nullcontext() if self.masters is None else self.masters.gathering():
             for run in self.objective.runs(self.model, examples, self.encoder, self.max_tokens, max_examples):
@@ -154,17 +172,7 @@ class Trainer:
                     part.backward()
                 parts.append(part.detach())
         loss = sum(part.item() for part in parts)
-        norm = torch.nn.utils.clip_grad_norm_(self._updated, self.max_grad_norm).item()
-        if not norm < float("inf"):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise FloatingPointError(f"step {self.global_step}: loss {loss}, gradient norm {norm}; weights unchanged")
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.masters is not None:
-            self.masters.publish()
-        self.model.train(training)
-        self.global_step += 1
-        return StepStats(self.global_step - 1, loss, total, norm, learning_rate)
+        return loss, torch.nn.utils.clip_grad_norm_(self._updated, self.max_grad_norm).item()
 
     def train_epoch(
         self,
@@ -244,8 +252,6 @@ class Trainer:
         try:
             yield
         except torch.OutOfMemoryError as error:
-            self.optimizer.zero_grad(set_to_none=True)
-            self.model.zero_grad(set_to_none=True)
             lengths = [length_of(example, self.encoder.encode(example.problem)) for example in examples]
             ways = []
             if len(examples) > 1:

@@ -67,3 +67,15 @@ def test_an_empty_branch_is_refused_by_place() -> None:
     with pytest.raises(ValueError, match="trunk 1, branch 1: no token"):
         next(runner.run(trunks))
     assert runner.stats.prompt_tokens == 0
+
+
+def test_out_of_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_, **__) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    runner, trunks = BranchRunner(build("llava").train()), trunks_of("llava")[:2]
+    monkeypatch.setattr(runner, "_prefill", full)
+    tokens = sum(len(trunk.prompt.input_ids) for trunk in trunks)
+    with pytest.raises(ValueError, match=rf"2 prompts of {tokens} tokens together, and 25 tokens .*lower max_tokens"):
+        next(runner.run(trunks))
+    assert runner.model.training

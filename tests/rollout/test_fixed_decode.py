@@ -5,6 +5,8 @@ On CUDA the same steps are captured in graphs; here they run as they are.
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +14,11 @@ from families import CONFIGS, FixedPrompts, build, prompt
 
 from mstar_engine.models import fused
 from mstar_engine.models.tiny import build_tiny
+from mstar_engine.rollout import decoder, kv_cache
 from mstar_engine.rollout.decode_buffers import DecodeBuffers, power_of_2, row_bucket
 from mstar_engine.rollout.decoder import Decoder
 from mstar_engine.rollout.engine import RolloutEngine
+from mstar_engine.rollout.kv_cache import KVCache
 from mstar_engine.types import Problem, SamplingParams
 from mstar_kernels import _C
 
@@ -163,6 +167,46 @@ def test_a_captured_step_is_dropped_when_the_weights_move(processor) -> None:
     assert engine._decoder is not first
     engine.release()
     assert engine._decoder is None
+
+
+def test_a_larger_cache_takes_the_place_of_the_kept_one(processor, monkeypatch) -> None:
+    """The decoder of the smaller one must not keep it in memory meanwhile."""
+    engine = RolloutEngine(build("llava"), FixedPrompts({"p": prompt("llava", 5, 0)}, processor), decode="fixed")
+    asked = [Problem(id="p", question="")]
+    list(engine.generate(asked, SamplingParams(n=2, max_tokens=4)))
+    before, kept = weakref.ref(engine._cache.storage), []
+    make = KVCache.__init__
+    monkeypatch.setattr(KVCache, "__init__", lambda *given: (kept.append(before()), make(*given))[1])
+    list(engine.generate(asked, SamplingParams(n=8, max_tokens=100)))
+    assert kept == [None]
+
+
+def test_what_the_kept_cache_takes_is_free_for_its_successor(processor, monkeypatch) -> None:
+    engine = RolloutEngine(build("llava"), FixedPrompts({"p": prompt("llava", 5, 0)}, processor))
+    free = 4 * 100 * engine.block_size * engine.shape.bytes_per_token
+    used = lambda: 0 if engine._cache is None else engine._cache.storage.nbytes  # noqa: E731
+    monkeypatch.setattr(kv_cache, "_available", lambda: free - used())
+    assert engine.most_blocks() == 100
+    list(engine.generate([Problem(id="p", question="")], SamplingParams(n=8, max_tokens=100)))
+    assert engine._cache.num_blocks > 20 and engine.most_blocks() == 100
+
+
+def test_no_memory_for_decode_steps_says_what_to_lower(processor, monkeypatch) -> None:
+    """Joined weights and a workspace come behind the cache, which may have taken all there was."""
+
+    def full(*_) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine = RolloutEngine(
+        build("llava"), FixedPrompts({"p": prompt("llava", 5, 0)}, processor), decode="fixed", fused_decode=True
+    )
+    asked, params = [Problem(id="p", question="")], SamplingParams(n=2, temperature=0.0, max_tokens=4)
+    with monkeypatch.context() as patched:
+        patched.setattr(decoder, "JoinedProjections", full)
+        with pytest.raises(ValueError, match=r"no memory for decode steps of 256 rows .*lower rollout.kv_cache_memory"):
+            list(engine.generate(asked, params))
+    (group,) = engine.generate(asked, params)
+    assert len(group.responses[0].token_ids) > 0
 
 
 @pytest.mark.slow

@@ -8,10 +8,13 @@ import torch
 
 from mstar_engine.models.prompts import EncodedPrompt
 from mstar_engine.models.tiny import build_tiny
+from mstar_engine.rollout import engine as engine_module
+from mstar_engine.rollout.decode_buffers import DecodeBuffers
 from mstar_engine.rollout.engine import RolloutEngine
 from mstar_engine.rollout.forks import Fork, complete
 from mstar_engine.types import Problem, Response, SamplingParams
 from mstar_kernels import _C
+from mstar_kernels.attention_work import Tiling
 from tests.rollout.families import CONFIGS, VOCABULARY, FixedPrompts, build, prompt
 
 MAX_TOKENS = 40
@@ -209,3 +212,34 @@ def test_where_rows_or_memory_are_few_forks_wait_their_turn() -> None:
     assert len(whole) == 5 * sum(len(offsets) for plan in plans(3, (5,)) for offsets in plan.offsets)
     assert tokens(max_rows=3) == whole
     assert tokens(max_rows=64, kv_cache_memory=100 << 10) == whole
+
+
+def test_the_cache_that_was_taken_does_not_count_against_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free memory is measured once, before: a cache that takes what there is leaves little."""
+    room, held, caches = 1 << 20, [], []
+    make = engine_module.KVCache.__init__
+    monkeypatch.setattr(engine_module.KVCache, "__init__", lambda *a: (caches.append(a), make(*a))[1])
+    monkeypatch.setattr(engine_module, "memory_limit", lambda *_: room // 50 if caches else room)
+    hold = _C.Scheduler.hold
+    monkeypatch.setattr(_C.Scheduler, "hold", lambda *a, **k: (held.append(k["fork_rows"]), hold(*a, **k))[1])
+    for options in ({}, {"kv_cache_memory": room}):
+        run(engine_for("llava", max_rows=64, **options), plans(2, (5,)), SamplingParams(max_tokens=MAX_TOKENS, seed=3))
+    assert held[:2] == held[2:] and held[0] > 1
+
+
+def test_stems_with_many_forks_get_buffers_of_their_depth() -> None:
+    """Every fork in a block of its own: the last rows lie below more nodes than buffers usually provide for."""
+    offsets = tuple(range(2, 151, 2))
+    stem = np.random.default_rng(1).integers(10, VOCABULARY, 151).astype(np.int32)
+    found = []
+    for decode in ("eager", "fixed"):
+        engine = engine_for("llava", max_rows=16, block_size=2, decode=decode)
+        plan = Rounds(Problem(id="p0", question=""), [stem], [offsets], (1,))
+        run(engine, [plan], SamplingParams(max_tokens=153, seed=3))
+        found.append({key: one.token_ids.tolist() for key, one in plan.found.items()})
+    buffers = engine._decoder.buffers
+    assert found[0] == found[1] and len(found[0]) == len(offsets) == 75
+    assert buffers.depth == 77
+    tiling = Tiling(kv_heads=2, narrow_rows=4, wide_rows=16, narrow_programs=4, wide_programs=4)
+    sizes = (buffers.max_rows, buffers.max_nodes, buffers.table_width, 2, torch.device("cpu"), tiling)
+    assert DecodeBuffers(*sizes, depth=77)._capacity["slots"] >= 77 * 16

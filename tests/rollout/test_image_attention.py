@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from families import CONFIGS, build, prompt
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mstar_engine.models.image_attention import boundary_configs, image_configs, packed_images
+from mstar_engine.models.image_attention import NAME, boundary_configs, image_configs, packed_images
 from mstar_engine.rollout.runner import stack_inputs
 
 CPU = torch.device("cpu")
@@ -29,6 +31,16 @@ def test_features_are_those_of_a_call_a_window(family: str) -> None:
         assert all(config._attn_implementation.startswith("mstar_flash") for config in configs)
         torch.testing.assert_close(logits(model, family, CPU), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(logits(model, family, CPU), expected)
+
+
+def test_groups_of_query_heads_share_their_keys() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 9, 8, generator=generator) for heads in (4, 2, 2))
+    ends = torch.tensor([0, 4, 9])
+    found, _ = ALL_ATTENTION_FUNCTIONS[NAME](torch.nn.Module(), q, k, v, None, cu_seq_lens_q=ends, max_length_q=5)
+    mask = torch.block_diag(torch.ones(4, 4), torch.ones(5, 5)).bool()
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(found, expected)
 
 
 def test_on_the_cpu_towers_are_left_alone() -> None:

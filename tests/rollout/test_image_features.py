@@ -62,6 +62,34 @@ def test_an_update_of_the_tower_makes_features_stale(processor) -> None:
     assert draw(engine, 1, 0) == draw(fresh, 1, 0) and engine.features.hits == 4
 
 
+def test_weights_that_change_places_make_features_stale(processor) -> None:
+    engine = engine_for("llava", processor, 1 << 24)
+    projector = engine.model.model.multi_modal_projector
+    for weight in (projector.linear_1.weight, projector.linear_1.bias, projector.linear_2.weight):
+        draw(engine, 0)
+        misses = engine.features.misses
+        with torch.no_grad():
+            weight.add_(0.01 * torch.arange(len(weight)).view(-1, *[1] * (weight.dim() - 1)))
+        draw(engine, 0)
+        with torch.no_grad():
+            weight.copy_(weight.flip(0).clone())
+        draw(engine, 0)
+        assert engine.features.misses == misses + 2
+
+
+@pytest.mark.parametrize("value", [torch.tensor(1.0), torch.zeros(3, 3, dtype=torch.uint8)])
+def test_weights_of_any_shape_and_type_are_looked_at(value: torch.Tensor, processor) -> None:
+    """A scale, or bytes of quantised weights."""
+    engine = engine_for("llava", processor, 1 << 24)
+    tower = engine.model.model.vision_tower
+    tower.register_parameter("other", torch.nn.Parameter(value, requires_grad=False))
+    draw(engine, 0)
+    with torch.no_grad():
+        tower.other.add_(1)
+    draw(engine, 0)
+    assert engine.features.misses == 2
+
+
 def test_the_least_recently_used_go_first(processor) -> None:
     engine = engine_for("llava", processor, 1 << 24)
     draw(engine, 0)

@@ -67,3 +67,16 @@ def test_an_error_within_leaves_the_model_as_it_was() -> None:
     with pytest.raises(ZeroDivisionError), joined.active():
         raise ZeroDivisionError
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_weights_of_a_class_of_their_own_are_left() -> None:
+    """As torchao makes them: the module stays a plain linear one."""
+
+    class Quantised(torch.Tensor):
+        pass
+
+    model = build("qwen2_5_vl").eval()
+    layers = len(JoinedProjections(model))
+    first = next(module for name, module in model.named_modules() if name.endswith("layers.0.self_attn"))
+    first.k_proj.weight = nn.Parameter(first.k_proj.weight.detach().as_subclass(Quantised))
+    assert type(first.k_proj.weight) is Quantised and len(JoinedProjections(model)) == layers - 1

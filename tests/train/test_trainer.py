@@ -11,7 +11,7 @@ from mstar_engine.data.digits import demonstrations
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.models.tiny import build_tiny
 from mstar_engine.train.collate import collate, imitate
-from mstar_engine.train.likelihood import response_nll
+from mstar_engine.train.likelihood import Likelihood, response_nll
 from mstar_engine.train.schedule import Schedule
 from mstar_engine.train.trainer import Trainer, epoch_order
 
@@ -129,6 +129,29 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
     with pytest.raises(FloatingPointError, match="step 0"):
         t.step(bad)
     assert equal_weights(t.model, MODEL) and t.global_step == 0
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_step_that_ended_early_leaves_nothing_to_the_next(bf16):
+    class Interrupted(Likelihood):
+        parts = 0
+
+        def loss(self, *given):
+            self.parts += 1
+            if self.parts == 2:
+                raise KeyboardInterrupt
+            return super().loss(*given)
+
+    def fresh():
+        return deepcopy(MODEL).bfloat16() if bf16 else deepcopy(MODEL)
+
+    stopped, undisturbed = trainer(fresh(), objective=Interrupted(), bf16=bf16), trainer(fresh(), bf16=bf16)
+    stopped.model.eval()
+    with pytest.raises(KeyboardInterrupt):
+        stopped.step(EXAMPLES[:4], max_examples=2)
+    assert not stopped.model.training and stopped.global_step == 0
+    assert stopped.step(EXAMPLES[4:8]) == undisturbed.step(EXAMPLES[4:8])
+    assert equal_weights(stopped.model, undisturbed.model)
 
 
 def test_frozen_parameters_stay(tmp_path):
