@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
+from mstar_engine.models.packed_attention import flash_takes
+
 NAME = "mstar_flash_images"
 KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 
@@ -73,7 +75,7 @@ def _attention(
     repeat = query.shape[1] // key.shape[1]
     if repeat > 1:
         key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
-    if not query.is_cuda:
+    if not flash_takes(query, key, value):
         parts = [
             F.scaled_dot_product_attention(
                 *(tensor[:, :, begin:end] for tensor in (query, key, value)), scale=scaling, is_causal=is_causal

@@ -89,16 +89,20 @@ class PackedAttention:
 
 def takes_varlen(call: LayerCall) -> bool:
     """Whether torch's variable-length flash attention can compute a layer."""
-    size = call.query.shape[3]
+    return call.softcap is None and flash_takes(call.query, call.key, call.value)
+
+
+def flash_takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether torch's variable-length flash attention can compute tensors of this type, head size and device."""
+    size = query.shape[3]
     return (
-        call.query.is_cuda
-        and call.query.dtype in (torch.bfloat16, torch.float16)
-        and call.query.dtype == call.key.dtype == call.value.dtype
-        and size == call.value.shape[3]
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.dtype == key.dtype == value.dtype
+        and size == value.shape[3]
         and size <= VARLEN_HEAD_SIZE
         and size % 8 == 0
-        and call.softcap is None
-        and torch.cuda.get_device_capability(call.query.device) >= FLASH_CAPABILITY
+        and torch.cuda.get_device_capability(query.device) >= FLASH_CAPABILITY
     )
 
 
