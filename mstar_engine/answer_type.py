@@ -56,6 +56,7 @@ class AnswerType:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         numbers = self.kind == "float" or (self.kind == "list" and self.items == "float")
         texts = self.kind == "text" or (self.kind == "list" and self.items == "text")
+        precise = self.precision is None or self.precision in range(MAX_PRECISION + 1)
         rules_known = set(self.extract) <= set(EXTRACTION_RULES) and len(set(self.extract)) == len(self.extract) > 0
         choiceless = self.variant == "strict" or (self.variant == "mathvista" and self.kind != "latex")
         for name, allowed, ok in (
@@ -66,11 +67,7 @@ class AnswerType:
             ("choices", f"at most {MAX_CHOICES}", len(self.choices) <= MAX_CHOICES),
             ("choices", "no empty text", all(isinstance(text, str) and text.strip() for text in self.choices)),
             ("precision", "none, with this kind", numbers or self.precision is None),
-            (
-                "precision",
-                f"0 to {MAX_PRECISION}",
-                self.precision is None or self.precision in range(MAX_PRECISION + 1),
-            ),
+            ("precision", f"0 to {MAX_PRECISION}", precise),
             ("units", "none, with this kind", self.kind in ("integer", "float") or not self.units),
             ("units", "no empty text", all(isinstance(text, str) and text.strip() for text in self.units)),
             ("percent", "false, with this kind", self.kind == "float" or not self.percent),
@@ -89,10 +86,8 @@ def write_answer_type(answer_type: AnswerType | None) -> str | None:
     """One line of JSON with what differs from the defaults; None for None."""
     if answer_type is None:
         return None
-    given = asdict(answer_type)
-    said = {
-        one.name: given[one.name] for one in fields(answer_type) if one.name == "kind" or given[one.name] != one.default
-    }
+    defaults = {one.name: one.default for one in fields(answer_type)}
+    said = {name: value for name, value in asdict(answer_type).items() if value != defaults[name]}
     return json.dumps(said, ensure_ascii=False)
 
 

@@ -50,9 +50,10 @@ def strip_markup(text: str) -> str:
 
 def _unwrap(text: str) -> str:
     for mark in _WRAPPERS:
-        inner = text[len(mark) : -len(mark)]
-        if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark) and mark not in inner:
-            return inner.strip()
+        if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
+            inner = text[len(mark) : -len(mark)]
+            if mark not in inner.replace("\\$", "") and not inner.endswith("\\"):
+                return inner.strip()
     for begin, end in _BRACKETS:
         if text.startswith(begin) and text.endswith(end):
             inner = text[len(begin) : -len(end)]

@@ -57,9 +57,10 @@ def same(one: str, other: str, answer_type: AnswerType | None = None) -> bool:
     return normalise(one) == normalise(other) if answer_type is None else same_answer(one, other, answer_type)
 
 
-def bare_answer(gold: str) -> str:
-    """A response that gives the reference answer and nothing else."""
-    return f"# Answer {gold}"
+def bare_answer(gold: str, answer_type: AnswerType | None = None) -> str:
+    """A response that gives the reference answer and nothing else, where its type looks for it first."""
+    forms = {"heading": "Answer: {}", "boxed": "\\boxed{{{}}}", "letter": "({})", "whole": "{}"}
+    return ("# Answer {}" if answer_type is None else forms.get(answer_type.extract[0], "# Answer {}")).format(gold)
 
 
 def judge_text(text: str, gold: str, answer_type: AnswerType | None = None) -> Verdict:

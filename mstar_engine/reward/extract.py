@@ -21,14 +21,15 @@ from mstar_engine.answer_type import EXTRACTION_RULES, STRICT_EXTRACTION
 _SECTION = re.compile(r"^[ \t]{0,8}#{1,6}[ \t]{0,8}answer\b[ \t]{0,8}:?", re.IGNORECASE | re.MULTILINE)
 _HEADING = re.compile(
     # At the beginning of a line, with a colon or alone on its line; or as a phrase.
-    r"^[ \t]{0,8}(?:#{1,6}[ \t]{0,8}|>[ \t]?|[-*][ \t])?[*_]{0,3}(?:the[ \t])?(?:final[ \t]|correct[ \t])?answer[*_]{0,3}"
-    r"[ \t]{0,8}(?:[:\uff1a][*_]{0,3}|$)"
+    r"^[ \t]{0,8}(?:#{1,6}[ \t]{0,8}|>[ \t]?|[-*][ \t])?[*_]{0,3}(?:the[ \t])?(?:final[ \t]|correct[ \t])?"
+    r"answer[*_]{0,3}[ \t]{0,8}(?:[:\uff1a][*_]{0,3}|$)"
     r"|\b(?:the|my)[ \t](?:final[ \t]|correct[ \t])?answer[ \t]is(?!\w)[ \t]?:?",
     re.IGNORECASE | re.MULTILINE,
 )
 _BRACE = re.compile(r"\\(?:boxed|fbox)[ \t]{0,8}\{|\\[^\n]|[{}]")
 _LETTER = re.compile(
-    r"\(([A-Z])\)|\[([A-Z])\]|(?<![\w'\u2019-])([A-Z])(?=[.:)](?:\s|$|[*_])|[*_]{1,3}(?:\W|$)|[ \t]{0,8}$)",
+    r"\(([A-Z])\)|\[([A-Z])\]"
+    r"|(?<![\w'\u2019-])([A-Z])(?=[.:)](?:\s|$|[*_])|[*_]{1,3}(?:\W|$)|[ \t]{0,8}$)",
     re.MULTILINE,
 )
 

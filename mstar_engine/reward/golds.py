@@ -40,7 +40,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """A reference answer that its type can read. ValueError when it cannot, or when math-verify is missing for LaTeX."""
+    """A reference answer that its type can read. ValueError when it cannot, or for LaTeX without math-verify."""
 
     value: str
     type: AnswerType
@@ -167,7 +167,7 @@ _BRACKETS = (("[", "]"), ("(", ")"), ("{", "}"), ("\\{", "\\}"))
 
 def _list(text: str, answer_type: AnswerType) -> Key:
     for begin, end in _BRACKETS:
-        if text.startswith(begin) and text.endswith(end):
+        if text.startswith(begin) and text.endswith(end) and _closes_last(text, begin, end):
             text = text[len(begin) : -len(end)].strip()
             break
     items = [item.strip() for item in text.split(";" if ";" in text else ",")]
@@ -182,6 +182,16 @@ def _list(text: str, answer_type: AnswerType) -> Key:
         keys.append(key.value)
     # Lengths keep items apart, whatever characters they hold.
     return Key(";".join(f"{len(key)}:{key}" for key in (keys if answer_type.ordered else sorted(keys))))
+
+
+def _closes_last(text: str, begin: str, end: str) -> bool:
+    """Whether the bracket that begins the text closes at its end only: not so in "(1), (2)"."""
+    depth = 0
+    for bracket in re.finditer(rf"{re.escape(begin)}|{re.escape(end)}", text[: -len(end)]):
+        depth += 1 if bracket[0] == begin else -1
+        if depth == 0:
+            return False
+    return True
 
 
 def _unquoted(item: str) -> str:

@@ -107,8 +107,8 @@ class _Worker:
         # By file, so that the worker imports nothing of this package, which would bring torch.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env=environment, start_new_session=True, bufsize=0,
+            [sys.executable, "-P", str(_WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, env=environment, start_new_session=True, bufsize=0,
         )  # fmt: skip
         if self._line(START_SECONDS) == "ready":
             return True

@@ -30,7 +30,11 @@ _FRACTION = re.compile(
     r"|\\[dt]?frac ?(?:\{ ?(?P<inner>-?) ?(?P<ltop>[0-9]{1,400}) ?\} ?\{ ?(?P<lbottom>[0-9]{1,400}) ?\}"
     r"|(?P<digit>[0-9])(?P<under>[0-9])))"
 )
-_NUMBER_AND_WORD = re.compile(r"[+-]?[$€£¥₹₩]? ?\.?[0-9][0-9.,]{0,400} ?[^\s0-9.,/+]|[+-]?[$€£¥₹₩] ?[0-9]")
+_NUMBER_AND_MORE = re.compile(
+    r"[+-]? ?[$€£¥₹₩]? ?\.?[0-9][0-9.,]{0,400}(?:[ /][0-9][0-9.,]{0,400}){0,2}"
+    r"(?:[eE][+-]?[0-9]{1,12}|(?![eE][+-]?[0-9])) ?[^\s0-9.,/+]"
+    r"|[+-]? ?[$€£¥₹₩] ?\.?[0-9]"
+)
 _VULGAR = re.compile(r"(?<=[0-9]) ?([\u00bc-\u00be\u2150-\u215e\u2189])|([\u00bc-\u00be\u2150-\u215e\u2189])")
 _UNIT_NAMES = {
     "°": ("°", "degrees", "degree", "deg", "^\\circ", "^{\\circ}", "\\degree"),
@@ -42,14 +46,14 @@ _CURRENCY = ("$", "€", "£", "¥", "₹", "₩", "US$")
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A number as read. `form` is "whole", "decimal" or "fraction": how it was written; `percent` values are per 1."""
+    """A number as read. `form` is "whole", "decimal" or "fraction": how it was written."""
 
     value: Fraction
     form: str
 
 
 def read_number(text: str, units: tuple[str, ...] = (), percent: bool = False) -> Number | str:
-    """The number that a text is, or the reason why it is none (`NOT_A_NUMBER`, `WRONG_UNIT`).
+    """The number that a text is, or the reason why it is none (`NOT_A_NUMBER`, `MORE_THAN_A_NUMBER`).
 
     `units` may stand beside it and change nothing; with `percent` a percent sign divides by 100.
     """
@@ -67,7 +71,7 @@ def read_number(text: str, units: tuple[str, ...] = (), percent: bool = False) -
             number = _bare(strip_markup(_without(text, name)))
             if number is not None:
                 return Number(number.value / 100, "decimal" if number.form == "whole" else number.form)
-    return verdict.WRONG_UNIT if _NUMBER_AND_WORD.match(text) else verdict.NOT_A_NUMBER
+    return verdict.MORE_THAN_A_NUMBER if _NUMBER_AND_MORE.match(_spelled(text)) else verdict.NOT_A_NUMBER
 
 
 def _without(text: str, unit: str) -> str:
@@ -88,13 +92,17 @@ def _bare(text: str) -> Number | None:
     """The number that the whole text is."""
     if not text or len(text) > 3 * MAX_DIGITS:
         return None
-    if not text.isascii():
-        text = _VULGAR.sub(_spell, text)
+    text = _spelled(text)
     decimal = _DECIMAL.fullmatch(text)
     if decimal is not None and (decimal["whole"] or decimal["part"]):
         return _decimal(decimal)
     fraction = _FRACTION.fullmatch(text)
     return None if fraction is None else _fraction(fraction)
+
+
+def _spelled(text: str) -> str:
+    """The text with "3 1/2" for "3½"."""
+    return text if text.isascii() else _VULGAR.sub(_spell, text)
 
 
 def _spell(match: re.Match) -> str:

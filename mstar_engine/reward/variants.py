@@ -69,11 +69,8 @@ def judge_m3cot(text: str, gold: Gold) -> Verdict:
         return _same_choice(bracketed[-1].upper(), f"({bracketed[-1]})", gold, "letter")
     mentioned = [letter for letter, choice in zip(letters, gold.type.choices) if choice.lower() in lowered]
     words = set(text.translate(_STOPS).split(" "))
-    for found in (
-        mentioned,
-        [one for one in letters if one in words],
-        [one for one in letters if one.lower() in words],
-    ):
+    capitals, small = ([one for one in letters if form(one) in words] for form in (str, str.lower))
+    for found in (mentioned, capitals, small):
         if found:
             return _same_choice(found[-1], found[-1], gold, "whole")
     return Verdict(False, None, verdict.NO_ANSWER)

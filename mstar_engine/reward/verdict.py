@@ -13,7 +13,7 @@ NOT_A_CHOICE = "not a choice"
 CONTRADICTION = "letter and text disagree"
 NOT_A_NUMBER = "not a number"
 NOT_AN_INTEGER = "not an integer"
-WRONG_UNIT = "wrong unit"
+MORE_THAN_A_NUMBER = "more than a number"
 NOT_A_LIST = "not a list"
 UNREADABLE = "unreadable LaTeX"
 TIMEOUT = "timeout"
@@ -21,8 +21,8 @@ CRASH = "comparison failed"
 UNFINISHED = ("unfinished (length)", "unfinished (abort)")
 
 REASONS = (
-    MATCH, MISMATCH, NO_ANSWER, EMPTY, TOO_LONG, NOT_A_CHOICE, CONTRADICTION, NOT_A_NUMBER, NOT_AN_INTEGER, WRONG_UNIT,
-    NOT_A_LIST, UNREADABLE, TIMEOUT, CRASH, *UNFINISHED,
+    MATCH, MISMATCH, NO_ANSWER, EMPTY, TOO_LONG, NOT_A_CHOICE, CONTRADICTION, NOT_A_NUMBER, NOT_AN_INTEGER,
+    MORE_THAN_A_NUMBER, NOT_A_LIST, UNREADABLE, TIMEOUT, CRASH, *UNFINISHED,
 )  # fmt: skip
 """Every reason there is; only `MATCH` is a right answer's."""
 

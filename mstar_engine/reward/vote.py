@@ -1,8 +1,9 @@
 """What the responses to a problem answer together: votes, for pseudo-labels and for verifiers.
 
-Answers are compared in their normal form, or by their problem's type (`answers.answer_form`; LaTeX by spelling). A response votes when it ended by itself and gives an
-answer: as in judging, the answer of one that was cut may be cut as well. Ties go to the answer whose responses score
-more in sum, where there are scores, then to the one with the earliest response.
+Answers are compared in their normal form, or by their problem's type (`answers.answer_form`; LaTeX by spelling). A
+response votes when it ended by itself and gives an answer: as in judging, the answer of one that was cut may be cut as
+well. Ties go to the answer whose responses score more in sum, where there are scores, then to the one with the earliest
+response.
 """
 
 from __future__ import annotations
