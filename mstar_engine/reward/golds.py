@@ -10,7 +10,7 @@ integer  A whole number by value: "1,024", "+7", "3.0" and "1e3" are; "3.5", "6/
 float    A number by value after rounding to the precision; fractions and mixed numbers are numbers.
 text     The text, white space and (unless told otherwise) case aside, without one trailing dot.
 list     Items between brackets or none, separated by semicolons or, where there are none, by commas.
-latex    By math-verify, in a process of its own (`reward/latex.py`).
+latex    By math-verify, in a process of its own (`reward/latex.py`), which sees formulas only (`reward/latex_form.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from functools import lru_cache
 from mstar_engine.answer_type import AnswerType
 from mstar_engine.reward import latex, verdict
 from mstar_engine.reward.answer_text import MAX_LENGTH, clean, strip_markup
+from mstar_engine.reward.latex_form import more_than_a_formula
 from mstar_engine.reward.numerals import Number, read_number, rounded
 from mstar_engine.types import Problem
 
@@ -96,7 +97,11 @@ def compare(answer: str, gold: Gold) -> str:
         return key.reason
     if key.value == gold.key:
         return verdict.MATCH
-    return latex.compare(key.value, gold.key) if gold.type.kind == "latex" else verdict.MISMATCH
+    if gold.type.kind != "latex":
+        return verdict.MISMATCH
+    if more_than_a_formula(key.value, gold.key):
+        return verdict.MORE_THAN_A_FORMULA
+    return latex.compare(key.value, gold.key)
 
 
 def same_answer(one: str, other: str, answer_type: AnswerType) -> bool:

@@ -14,6 +14,7 @@ CONTRADICTION = "letter and text disagree"
 NOT_A_NUMBER = "not a number"
 NOT_AN_INTEGER = "not an integer"
 MORE_THAN_A_NUMBER = "more than a number"
+MORE_THAN_A_FORMULA = "more than a formula"
 NOT_A_LIST = "not a list"
 UNREADABLE = "unreadable LaTeX"
 TIMEOUT = "timeout"
@@ -22,7 +23,7 @@ UNFINISHED = ("unfinished (length)", "unfinished (abort)")
 
 REASONS = (
     MATCH, MISMATCH, NO_ANSWER, EMPTY, TOO_LONG, NOT_A_CHOICE, CONTRADICTION, NOT_A_NUMBER, NOT_AN_INTEGER,
-    MORE_THAN_A_NUMBER, NOT_A_LIST, UNREADABLE, TIMEOUT, CRASH, *UNFINISHED,
+    MORE_THAN_A_NUMBER, MORE_THAN_A_FORMULA, NOT_A_LIST, UNREADABLE, TIMEOUT, CRASH, *UNFINISHED,
 )  # fmt: skip
 """Every reason there is; only `MATCH` is a right answer's."""
 

@@ -4,7 +4,7 @@ unless it is spelled as the reference answer is or could hold several answers.""
 from __future__ import annotations
 
 from mstar_engine.answer_type import AnswerType
-from mstar_engine.reward.verdict import EMPTY, MATCH, MISMATCH, UNREADABLE
+from mstar_engine.reward.verdict import EMPTY, MATCH, MISMATCH, MORE_THAN_A_FORMULA, UNREADABLE
 
 LATEX = AnswerType(kind="latex")
 
@@ -18,10 +18,10 @@ CASES = [
             "\\left(\\frac{1}{2}\\right)",
         ],
         MISMATCH: [
-            "\\frac{1}{3}", "-\\frac{1}{2}", "\\frac{-1}{2}", "2", "\\frac{2}{1}", "1", "0", "5", "0.51", "0.49", "x",
-            "\\frac{x}{2}", "\\frac{1}{2}x", "\\sqrt{2}", "\\frac{1}{2}\\pi", "1\\frac{1}{2}", "\\frac{1}{2} + 1",
-            "\\{\\frac{1}{2}, 1\\}", "(\\frac{1}{2}, 1)", "\\infty", "\\pi", "\\frac{1}{20}", "none", "0.5 + i",
-            "2^{1}",
+            "\\frac{1}{3}", "-\\frac{1}{2}", "\\frac{-1}{2}", "2", "\\frac{2}{1}", "1", "0", "5", "0.51", "0.49",
+            "x", "\\frac{x}{2}", "\\frac{1}{2}x", "\\sqrt{2}", "\\frac{1}{2}\\pi", "1\\frac{1}{2}",
+            "\\frac{1}{2} + 1", "\\{\\frac{1}{2}, 1\\}", "(\\frac{1}{2}, 1)", "\\infty", "\\pi", "\\frac{1}{20}",
+            "0.5 + i", "2^{1}",
         ],
         UNREADABLE: [
             "$\\frac{1}{2}$ or $1$", "\\frac{1}{2}$, $2", "\\boxed{1} \\boxed{\\frac{1}{2}}", "\\(1\\) \\(2\\)",
@@ -37,7 +37,7 @@ CASES = [
         ],
         MISMATCH: [
             "2", "\\sqrt{3}", "-\\sqrt{2}", "\\sqrt[3]{2}", "\\frac{1}{\\sqrt{2}}", "2\\sqrt{2}", "1.4", "1.41",
-            "\\sqrt{-2}", "\\sqrt{2}i", "\\sqrt{x}", "2^2", "\\pm\\sqrt{2}",
+            "\\sqrt{-2}", "\\sqrt{2}i", "\\sqrt{x}", "2^2",
         ],
     }),
     ("x^2+2x+1", LATEX, {
@@ -52,12 +52,12 @@ CASES = [
     }),
     ("12", LATEX, {
         MATCH: [
-            "12", "12.0", "3\\cdot 4", "3 \\times 4", "\\frac{24}{2}", "\\sqrt{144}", "2^2 \\cdot 3", "+12", "10+2",
-            "4!/2", "$12$", "\\text{12}", "12.",
+            "12", "12.0", "3\\cdot 4", "3 \\times 4", "\\frac{24}{2}", "\\sqrt{144}", "2^2 \\cdot 3", "+12",
+            "10+2", "4!/2", "$12$", "\\text{12}", "12.",
         ],
         MISMATCH: [
-            "13", "1", "2", "-12", "1.2", "120", "\\frac{1}{12}", "12^2", "12x", "12+1", "\\{12, 13\\}", "(12, 13)",
-            "11.99", "12, 13", "12!",
+            "13", "1", "2", "-12", "1.2", "120", "\\frac{1}{12}", "12^2", "12x", "12+1", "\\{12, 13\\}",
+            "(12, 13)", "11.99", "12, 13", "12!",
         ],
         UNREADABLE: ["$12$, $13$", "12$ $13", "\\boxed{12}\\boxed{13}"],
     }),
@@ -77,8 +77,8 @@ CASES = [
             "\\{\\frac{2}{2}, 2, 3\\}",
         ],
         MISMATCH: [
-            "\\{1, 2\\}", "\\{1, 2, 4\\}", "\\{1, 2, 3, 4\\}", "1", "\\{-1, 2, 3\\}", "6", "\\emptyset", "\\{1\\}",
-            "123",
+            "\\{1, 2\\}", "\\{1, 2, 4\\}", "\\{1, 2, 3, 4\\}", "1", "\\{-1, 2, 3\\}", "6", "\\emptyset",
+            "\\{1\\}", "123",
         ],
     }),
     ("(1, 2)", LATEX, {
@@ -114,13 +114,15 @@ CASES = [
             "\\begin{bmatrix} 1 & 2 \\\\ 3 & 4 \\end{bmatrix}",
         ],
         MISMATCH: [
-            "\\begin{pmatrix} 1 & 2 \\\\ 3 & 5 \\end{pmatrix}", "\\begin{pmatrix} 1 & 3 \\\\ 2 & 4 \\end{pmatrix}",
-            "1", "\\begin{pmatrix} 1 & 2 \\end{pmatrix}", "-2",
+            "\\begin{pmatrix} 1 & 2 \\\\ 3 & 5 \\end{pmatrix}",
+            "\\begin{pmatrix} 1 & 3 \\\\ 2 & 4 \\end{pmatrix}", "1", "\\begin{pmatrix} 1 & 2 \\end{pmatrix}",
+            "-2",
         ],
     }),
     ("50\\%", LATEX, {
-        MATCH: ["50\\%", "50%", "$50\\%$", "0.5"],
-        MISMATCH: ["5\\%", "0.05", "500\\%", "-50\\%"],
+        MATCH: ["50\\%", "50%", "$50\\%$"],
+        MISMATCH: ["5\\%", "500\\%", "-50\\%"],
+        MORE_THAN_A_FORMULA: ["0.5", "0.05", "50"],
     }),
     ("e^x", LATEX, {
         MATCH: ["e^x", "e^{x}", "\\exp(x)", "e^{2x-x}", "\\frac{e^{2x}}{e^{x}}"],
@@ -145,5 +147,33 @@ CASES = [
     ("45^\\circ", LATEX, {
         MATCH: ["45^\\circ", "45^{\\circ}", "45°", "45"],
         MISMATCH: ["46^\\circ", "-45^\\circ", "450", "4.5"],
+    }),
+    ("5", LATEX, {
+        MATCH: [
+            "5", "5.0", "x = 5", "y=5", "f(x) = 5", "x_1 = 5", "\\theta = 5", "-5 + 10", "(5)", "5,", "\\text{5}",
+            "|5|",
+        ],
+        MISMATCH: [
+            "6", "x = 6", "5, 6", "[5, 6]", "5 6", "5!", "x > 5", "55", "5 \\cup 6", "1,2,3,4,5", "5e0", "x",
+            "25x",
+        ],
+        MORE_THAN_A_FORMULA: [
+            "5 apples", "5 or 6", "5 and 6", "none", "answer 5", "the answer is 5", "5 \\text{ or } 6",
+            "5 \\text{ cm}", "5\\text{(or 6)}", "\\text{answer } 5", "5 \\mathrm{cm}", "\\text{5 or 6}", "6 = 5",
+            "5 = 6", "5 = 5", "x = 6 = 5", "x = 5, x = 6", "2x = 5", "5%", "500\\%", "5\\\\6", "5 \\approx 5.1",
+            "5 \\neq 6", "5 \\pm 1", "\\pm 5", "5 \\lor 6", "5 \\quad 6", "5; 6", "5\\ldots", "5...", "5…", "≈ 5",
+            "a5 = 5", "x \\in \\{5\\} \\text{ or } \\{6\\}",
+        ],
+    }),
+    ("1, 2", LATEX, {
+        MATCH: ["1, 2", "2, 1", "\\{1, 2\\}", "$1, 2$", "1,2"],
+        MISMATCH: ["1", "2", "12", "1, 2, 3", "[1, 2]", "1, 3"],
+        MORE_THAN_A_FORMULA: ["x = 1, x = 2", "1 and 2", "1 \\text{ and } 2", "1; 2"],
+        UNREADABLE: ["$1$, $2$"],
+    }),
+    ("5 \\text{ cm}", LATEX, {
+        MATCH: ["5 \\text{ cm}", "5\\text{cm}", "5 \\mathrm{cm}", "x = 5 \\text{ cm}"],
+        MISMATCH: ["6 \\text{ cm}", "50 \\text{ cm}"],
+        MORE_THAN_A_FORMULA: ["5 \\text{ m}", "5 \\text{ cm or so}", "5 cm long"],
     }),
 ]  # fmt: skip
