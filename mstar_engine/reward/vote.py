@@ -12,8 +12,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from mstar_engine.answer_type import AnswerType
 from mstar_engine.reward.answers import answer_form, extract_answer
-from mstar_engine.types import Group, Response
+from mstar_engine.types import Group, Problem, Response
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,28 +56,32 @@ RULES: dict[str, Callable[[Group, int | None], Vote | None]] = {
 }
 
 
-def _answer(response: Response, group: Group) -> str | None:
+def _answer(response: Response, answer_type: AnswerType | None = None) -> str | None:
     if response.finish_reason != "stop":
         return None
-    return extract_answer(response.text, group.problem.answer_type) if response.answer is None else response.answer
+    return extract_answer(response.text, answer_type) if response.answer is None else response.answer
 
 
-def _form(response: Response, group: Group) -> str:
-    return answer_form(_answer(response, group) or "", group.problem.answer_type)
+def _answer_to(problem: Problem, response: Response) -> str | None:
+    return _answer(response) if problem.answer_type is None else _answer(response, problem.answer_type)
+
+
+def _form(response: Response, problem: Problem) -> str:
+    return answer_form(_answer_to(problem, response) or "", problem.answer_type)
 
 
 def _voters(group: Group, first: int | None) -> list[Response]:
     """The voting responses among the first ones, in the group's order."""
     if first is not None and not 1 <= first <= len(group.responses):
         raise ValueError(f"first={first}; allowed: 1 to {len(group.responses)}, the responses of {_name(group)}")
-    return [response for response in group.responses[:first] if _form(response, group)]
+    return [response for response in group.responses[:first] if _form(response, group.problem)]
 
 
 def _ballots(group: Group, first: int | None) -> list[list[Response]]:
     """The responses of each answer, answers in order of their first response."""
     ballots: dict[str, list[Response]] = {}
     for response in _voters(group, first):
-        ballots.setdefault(_form(response, group), []).append(response)
+        ballots.setdefault(_form(response, group.problem), []).append(response)
     return list(ballots.values())
 
 
@@ -89,7 +94,7 @@ def _decide(group: Group, first: int | None, weight: Callable[[Sequence[Response
     weights = [weight(responses) for responses in ranked]
     total = math.fsum(weights) or 1.0
     return Vote(
-        answer=_answer(ranked[0][0], group),
+        answer=_answer_to(group.problem, ranked[0][0]),
         share=weights[0] / total,
         margin=(weights[0] - (weights[1] if len(weights) > 1 else 0.0)) / total,
         support=len(ranked[0]),
