@@ -2,7 +2,7 @@
 
 A comparison of symbols can run for ever or eat all memory, and a signal does not stop it everywhere. So a worker that
 does not answer in time is killed and the next comparison starts another; the time-outs are counted. The workers import
-math-verify only, and die with this process: their standard input closes.
+math-verify only, and die with this process: their standard input closes, and their processor time is bounded.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import importlib.util
 import json
+import math
 import os
 import queue
 import select
@@ -67,7 +68,8 @@ class LatexWorkers:
         worker = self._idle.get()
         try:
             self.counts.comparisons += 1
-            said = worker.ask(json.dumps([answer, gold]), self.seconds)
+            # Below what a pipe holds, so that writing to a worker that does not read cannot block.
+            said = worker.ask(json.dumps([answer, gold], ensure_ascii=False), self.seconds)
         except BaseException:  # What was interrupted may answer later, to another question.
             worker.stop()
             raise
@@ -91,15 +93,17 @@ class _Worker:
         if (self._process is None or self._process.poll() is not None) and not self._start():
             return verdict.CRASH
         try:
-            self._process.stdin.write(line.encode() + b"\n")
+            # A lone surrogate has no bytes.
+            self._process.stdin.write(line.encode(errors="replace") + b"\n")
             self._process.stdin.flush()
         except OSError:
             self.stop()
             return verdict.CRASH
         said = self._line(seconds)
-        if said not in (verdict.MATCH, verdict.MISMATCH, verdict.UNREADABLE):
-            self.stop()
-        return said
+        if said in (verdict.MATCH, verdict.MISMATCH, verdict.UNREADABLE):
+            return said
+        self.stop()
+        return said if said == verdict.TIMEOUT else verdict.CRASH
 
     def _start(self) -> bool:
         self.stop()
@@ -118,9 +122,11 @@ class _Worker:
     def _line(self, seconds: float) -> str:
         """One line of the worker's; `TIMEOUT` or `CRASH` where none comes."""
         end, said, pipe = time.monotonic() + seconds, b"", self._process.stdout.fileno()
+        poll = select.poll()  # `select.select` takes no descriptor above 1023
+        poll.register(pipe, select.POLLIN)
         while not said.endswith(b"\n"):
             left = end - time.monotonic()
-            if left <= 0.0 or not select.select([pipe], [], [], left)[0]:
+            if left <= 0.0 or not poll.poll(math.ceil(left * 1000)):
                 return verdict.TIMEOUT
             more = os.read(pipe, 4096)
             if not more:

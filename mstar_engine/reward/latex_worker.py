@@ -1,6 +1,7 @@
 """The process that compares LaTeX with math-verify: a line of JSON [answer, gold] in, a line with the outcome out.
 
-Run by file (`reward/latex.py`), it imports nothing of this package. Its memory is bounded; its time, by who asks.
+Run by file (`reward/latex.py`), it imports nothing of this package. Who asks bounds its time; memory and processor time
+are bounded here, so that one that nobody waits for any more ends as well.
 """
 
 from __future__ import annotations
@@ -8,8 +9,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 
 MEMORY = 4 << 30
+"""Bytes of address space."""
+CPU_SECONDS = 600
+"""Of one comparison."""
 
 
 def main() -> None:
@@ -17,13 +22,8 @@ def main() -> None:
     # What libraries print must not get between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    try:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (ImportError, ValueError, OSError):
-        pass
+    _limit("RLIMIT_AS", MEMORY)
+    _limit("RLIMIT_CORE", 0)
     from math_verify import parse, verify
 
     def outcome(answer: str, gold: str) -> str:
@@ -35,7 +35,8 @@ def main() -> None:
         return "match" if verify(wanted, given, timeout_seconds=None) else "mismatch"
 
     print("ready", file=answers, flush=True)
-    for line in sys.stdin:
+    for line in sys.stdin.buffer:
+        _limit("RLIMIT_CPU", int(time.process_time()) + CPU_SECONDS)
         try:
             said = outcome(*json.loads(line))
         except (MemoryError, RecursionError):
@@ -43,6 +44,18 @@ def main() -> None:
         except Exception:
             said = "unreadable LaTeX"
         print(said, file=answers, flush=True)
+
+
+def _limit(name: str, value: int) -> None:
+    """Bound what this process may use, where that can be bounded."""
+    try:
+        import resource
+
+        hard = resource.getrlimit(getattr(resource, name))[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(getattr(resource, name), (value, hard))
+    except (ImportError, ValueError, OSError):
+        pass
 
 
 def _parsed(parse, text: str) -> list:

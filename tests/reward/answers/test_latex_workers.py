@@ -9,10 +9,10 @@ import pytest
 
 from mstar_engine.answer_type import AnswerType
 from mstar_engine.reward import latex
-from mstar_engine.reward.golds import Gold, refuse_unreadable
+from mstar_engine.reward.golds import Gold, compare, refuse_unreadable
 from mstar_engine.reward.latex import LatexWorkers
 from mstar_engine.reward.typed import judge_typed
-from mstar_engine.reward.verdict import CRASH, MATCH, MISMATCH, TIMEOUT, UNREADABLE
+from mstar_engine.reward.verdict import CRASH, MATCH, MISMATCH, REASONS, TIMEOUT, UNREADABLE
 from mstar_engine.types import Problem
 
 needs_math_verify = pytest.mark.skipif(not latex.installed(), reason="needs math-verify")
@@ -64,7 +64,7 @@ def test_a_worker_that_dies_is_replaced(stub):
 
 def test_a_worker_that_babbles_is_replaced(stub):
     stub.seconds = 60.0
-    assert stub.compare("babble", "babble") not in (MATCH, MISMATCH)
+    assert stub.compare("babble", "babble") == CRASH
     assert [stub.compare(answer, "1") for answer in ("2", "1")] == [MISMATCH, MATCH]
 
 
@@ -127,6 +127,22 @@ def test_math_verify_under_a_time_limit():
         assert workers.compare("\\frac{", "0.5") in (UNREADABLE, MISMATCH)
     finally:
         workers.close()
+
+
+@needs_math_verify
+def test_what_is_no_text_is_no_answer():
+    gold = Gold("x^2", AnswerType(kind="latex"))
+    for answer in (
+        "\ud800",
+        "\x00",
+        "\U0001f171" * 4096,
+        "\x01" * 4096,
+        "x^2\ud800",
+        "\\" * 4000,
+        "{" * 4000,
+        "^" * 4000,
+    ):
+        assert compare(answer, gold) in REASONS and compare(answer, gold) != MATCH
 
 
 @needs_math_verify
