@@ -132,17 +132,9 @@ def test_math_verify_under_a_time_limit():
 @needs_math_verify
 def test_what_is_no_text_is_no_answer():
     gold = Gold("x^2", AnswerType(kind="latex"))
-    for answer in (
-        "\ud800",
-        "\x00",
-        "\U0001f171" * 4096,
-        "\x01" * 4096,
-        "x^2\ud800",
-        "\\" * 4000,
-        "{" * 4000,
-        "^" * 4000,
-    ):
-        assert compare(answer, gold) in REASONS and compare(answer, gold) != MATCH
+    long = ("\U0001f171", "\x01", "\\", "{", "^")
+    for answer in ("\ud800", "\x00", "x^2\ud800", *(piece * 4096 for piece in long)):
+        assert compare(answer, gold) in set(REASONS) - {MATCH}
 
 
 @needs_math_verify
