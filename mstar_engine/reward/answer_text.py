@@ -23,8 +23,7 @@ def clean(text: str) -> str:
     """The text with plain characters: NFC, ASCII for full-width forms, digits of any script and dashes; no invisible
     characters (format and control); white space collapsed and stripped."""
     if not text.isascii():
-        text = unicodedata.normalize("NFC", text).translate(_TABLE)
-        text = "".join(map(_plain, text))
+        text = unicodedata.normalize("NFC", "".join(map(_plain, text.translate(_TABLE))))
     return " ".join(text.split())
 
 
