@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from mstar_engine.answer_type import read_answer_type, write_answer_type
 from mstar_engine.table_file import TableWriter, read_tables
 from mstar_engine.types import PSEUDO, Group, Problem, Response
 
@@ -22,6 +23,7 @@ SCHEMA = pa.schema(
         ("gold", pa.string()),
         ("label", pa.string()),
         ("truth", pa.string()),
+        ("answer_type", pa.string()),
         ("prompt_length", pa.int32()),
         ("sample", pa.int32()),
         ("text", pa.string()),
@@ -40,7 +42,7 @@ SCHEMA = pa.schema(
     ]
 )
 _ARRAYS = ("logprobs", "scaled_logprobs", "filtered_logprobs", "entropy")
-ADDED = {"label": "gold", "truth": None}
+ADDED = {"label": "gold", "truth": None, "answer_type": None}
 """Columns that older files lack, and what they are there."""
 _SCALARS = ("sample", "text", "finish_reason", "temperature", "answer", "correct", "score", "selected")
 
@@ -59,6 +61,7 @@ def group_table(group: Group, iteration: int) -> pa.Table:
         "gold": [problem.gold] * rows,
         "label": [problem.label] * rows,
         "truth": [problem.truth] * rows,
+        "answer_type": [write_answer_type(problem.answer_type)] * rows,
         "prompt_length": [group.prompt_length] * rows,
         "token_ids": [np.asarray(r.token_ids, np.int32) for r in responses],
         "step_scores": [r.step_scores for r in responses],
@@ -81,11 +84,13 @@ def table_groups(table: pa.Table, problems: Mapping[str, Problem] | None = None)
 
 
 def _group(rows: list[dict], problems: Mapping[str, Problem] | None) -> Group:
-    first = ADDED | rows[0]
+    # A phase that began with an older version has nulls in its first rows.
+    first = {name: ADDED.get(name) if value is None else value for name, value in (ADDED | rows[0]).items()}
     answers = {name: first[name] for name in ("gold", "label", "truth")}
     problem = None if problems is None else problems.get(first["problem_id"])
     if problem is None:
         problem = Problem(id=first["problem_id"], question=first["question"], source=first["source"], **answers)
+        problem = replace(problem, answer_type=read_answer_type(first["answer_type"]))
     elif first["label"] == PSEUDO:
         problem = replace(problem, **answers)
     responses = tuple(

@@ -64,6 +64,16 @@ def _frames(path: Path) -> Iterator[tuple[int, pa.Table]]:
             yield file.tell(), pa.ipc.open_stream(data).read_all()
 
 
+def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The rows of a group in today's columns: a phase may have begun with a version that had fewer."""
+    if table.schema.equals(schema):
+        return table
+    missing = [field for field in schema if field.name not in table.column_names]
+    for field in missing:
+        table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(schema.names) if missing else table
+
+
 class TableWriter:
     """Keeps the groups of one phase, each a table of `schema`. A group is on the disk when `append` returns.
 
@@ -130,7 +140,7 @@ class TableWriter:
             for index in order:
                 file.seek(ends[index] + _HEADER.size)
                 data = file.read(ends[index + 1] - ends[index] - _HEADER.size)
-                waiting.append(pa.ipc.open_stream(data).read_all())
+                waiting.append(_conformed(pa.ipc.open_stream(data).read_all(), self.schema))
                 if sum(map(len, waiting)) >= _ROWS_PER_WRITE:
                     parquet.write_table(pa.concat_tables(waiting))
                     waiting = []

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from mstar_engine.evolve.intervals import bootstrap, bootstrap_ratio, wilson
-from mstar_engine.reward.answers import normalise
+from mstar_engine.reward.answers import same
 from mstar_engine.reward.steps import step_spans
 from mstar_engine.reward.vote import RULES
 from mstar_engine.types import Estimate, Group, Response
@@ -126,7 +126,7 @@ def vote_accuracy(groups: Sequence[Group], rule: str, k: int | None = None) -> E
         if group.problem.gold is None:
             raise ValueError(f"problem {group.problem.id}: no reference answer")
         vote = RULES[rule](group, k)
-        hits += vote is not None and normalise(vote.answer) == normalise(group.problem.gold)
+        hits += vote is not None and same(vote.answer, group.problem.gold, group.problem.answer_type)
     return wilson(hits, len(groups))
 
 

@@ -25,4 +25,6 @@ def reference_example(problem: Problem, encoder: PromptEncoder) -> TrainingExamp
     """What SFT imitates: the worked response that the data has, else the bare reference answer."""
     if problem.response is None and problem.gold is None:
         raise ValueError(f"problem {problem.id}: neither a response nor a reference answer; method sft needs one")
-    return imitate(replace(problem, response=problem.response or bare_answer(problem.gold)), encoder)
+    return imitate(
+        replace(problem, response=problem.response or bare_answer(problem.gold, problem.answer_type)), encoder
+    )

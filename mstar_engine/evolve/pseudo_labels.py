@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from mstar_engine.config import PromptsConfig
 from mstar_engine.evolve.dynamics import wilson
-from mstar_engine.reward.answers import normalise
+from mstar_engine.reward.answers import same
 from mstar_engine.reward.vote import RULES, Vote
 from mstar_engine.summary import PseudoSummary
 from mstar_engine.types import PSEUDO, Group
@@ -44,7 +44,7 @@ def pseudo_summary(groups: Sequence[Group], config: PromptsConfig) -> PseudoSumm
         return None
     passed = [group.problem for group in met if group.problem.gold is not None]
     known = [problem for problem in passed if problem.truth is not None]
-    right = sum(normalise(problem.gold) == normalise(problem.truth) for problem in known)
+    right = sum(same(problem.gold, problem.truth, problem.answer_type) for problem in known)
     return PseudoSummary(
         problems=len(met),
         voted=sum(RULES[config.vote](group, None) is not None for group in met),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import transformers
 
 from mstar_engine.config import RunConfig
 from mstar_engine.data.checks import check_data
-from mstar_engine.data.sources import load_data
+from mstar_engine.data.sources import DataSet, load_data
 from mstar_engine.evolve.methods import METHODS
 from mstar_engine.evolve.pipeline import TINY, Pipeline
 from mstar_engine.evolve.process_reward import check_process_reward
@@ -21,6 +22,7 @@ from mstar_engine.models.loading import attention_of, class_of, device_of, load_
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.models.tiny import build_tiny, tiny_config
 from mstar_engine.report.progress import Progress
+from mstar_engine.reward.golds import refuse_unreadable
 from mstar_engine.run_directory import RunDirectory
 from mstar_engine.train.liger import use_liger
 
@@ -34,6 +36,7 @@ def start(config: RunConfig, resume: bool) -> int:
     check_training(config)
     check_process_reward(config, Path(config.output_dir))
     check_data(data, config)
+    check_answers(data)
     with RunDirectory.create_or_resume(config, resume) as run:
         complete = all(run.journal.done(stage) for stage in config.stages)
         summary = Pipeline(config, run, data, Progress()).execute()
@@ -41,6 +44,12 @@ def start(config: RunConfig, resume: bool) -> int:
     if complete:
         print(f"this run was complete; for another: make run ARGS='seed={config.seed + 1} output_dir=runs/another'")
     return 0
+
+
+def check_answers(data: DataSet) -> None:
+    """Refuse, before a directory is taken, reference answers that their type cannot read or that cannot be compared."""
+    for field in fields(data):
+        refuse_unreadable(getattr(data, field.name), f"{field.name} set")
 
 
 def check_model(config: RunConfig) -> None:
@@ -108,6 +117,7 @@ def dry_run(config: RunConfig) -> int:
     check_training(config)
     check_process_reward(config, Path(config.output_dir))
     check_data(data, config)
+    check_answers(data)
     if config.model.model_name_or_path == TINY:
         model, processor = build_tiny(config.seed)
     else:

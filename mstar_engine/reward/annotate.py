@@ -180,7 +180,8 @@ class ProblemAnnotation:
         """Whether the solution's beginning and the completion together give the right answer."""
         ids = [*solution.response.token_ids[:offset], *completion.token_ids]
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return judge_response(replace(completion, text=text), self.problem.gold).correct
+        typed = () if self.problem.answer_type is None else (self.problem.answer_type,)
+        return judge_response(replace(completion, text=text), self.problem.gold, *typed).correct
 
 
 def annotate(
