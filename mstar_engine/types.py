@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mstar_engine.answer_type import AnswerType
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -30,6 +32,7 @@ class Problem:
     `label` says where `gold` comes from: "gold" (the data), "oracle" (the true answer of a problem that counts as
     unlabelled) or "pseudo" (a vote of responses; None when they do not agree enough). `truth` is the true answer beside
     a pseudo-label, where it is known: to measure pseudo-labels by, and nothing that learns may read it.
+    `answer_type` says how answers are read and compared; None: by exact match.
     """
 
     id: str
@@ -40,6 +43,7 @@ class Problem:
     response: str | None = None
     label: str = "gold"
     truth: str | None = None
+    answer_type: AnswerType | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
