@@ -17,6 +17,7 @@ from mstar_engine.data.flaw import Flaw, shown
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # What programs write where there was nothing, never an answer.
 _NOTHING = {"nan", "null", "<na>", "undefined"}
+_LONGEST_NUMBER = 100
 _INTEGER = re.compile(r"[+-]?(\d+|\d{1,3}(,\d{3})+)(\.0*)?")
 _KINDS = {
     **{kind: kind for kind in KINDS},
@@ -47,6 +48,8 @@ def read_gold(
         return text, None
     if kind == "choice":
         return _letter(text, choices, fields["gold"]), AnswerType(kind="choice", choices=choices)
+    if kind in ("integer", "float") and len(text) > _LONGEST_NUMBER:
+        raise Flaw("bad gold", fields["gold"], f"{len(text)} characters; allowed for a number: {_LONGEST_NUMBER}")
     if kind == "integer" and _INTEGER.fullmatch(text) is None:
         raise Flaw("bad gold", fields["gold"], f"{shown(text)} is no integer")
     if kind == "float" and not _is_finite(text):
@@ -143,7 +146,7 @@ def _letter(text: str, choices: tuple[str, ...], field: str) -> str:
         return letter
     places = [place for place, choice in enumerate(choices) if _folded(choice) == _folded(text)]
     by_text = LETTERS[places[0]] if places else None
-    by_letter = letter if letter in LETTERS[: len(choices)] else None
+    by_letter = letter if letter and letter in LETTERS[: len(choices)] else None
     if by_text and by_letter and by_text != by_letter:
         raise Flaw("bad gold", field, f"{shown(text)} is the letter of one choice and the text of another")
     if by_text is None and by_letter is None:
@@ -169,8 +172,8 @@ def _precision(value: Any, field: str) -> int | None:
         return None
     if isinstance(value, str) and value.strip().isdecimal():
         value = float(value)
-    whole = isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer()
-    if not whole or not 0 <= value <= MAX_PRECISION:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value <= MAX_PRECISION or value != int(value):
         raise Flaw("bad type", field, f"{shown(value)} decimals; allowed: 0 to {MAX_PRECISION}")
     return int(value)
 

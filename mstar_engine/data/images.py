@@ -19,9 +19,9 @@ from PIL import ExifTags, Image, ImageOps
 
 from mstar_engine.data.image_integrity import ImageError, check_gif, check_jpeg, check_png
 
-# Formats that decode in Pillow itself: none that runs another program (EPS) or fetches.
+# Formats that decode in Pillow itself: none that runs another program (EPS) or fetches. A Pillow may lack WebP.
 Image.init()
-FORMATS = tuple(name for name in ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM") if name in Image.OPEN)
+FORMATS = tuple(name for name in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM") if name in Image.OPEN)
 _DEEP = ("I;16", "I;16B", "I;16L", "I;16N")
 # Pillow's own warning of bombs (the limits here say more), and those about odd metadata.
 warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -20,7 +20,7 @@ MAX_ROW_BYTES = 64 << 20
 _CHUNK = 1 << 20
 _AHEAD = 4 << 20  # a row that more text than this does not complete is damaged, if whole rows stand behind it
 _SPACE = re.compile(r"[ \t\r\n]*")
-_NEXT_ROW = re.compile(r"\}[ \t\r\n]*,[ \t\r\n]*(?=\{)")
+_TRIES = 2_000  # objects looked at behind a damaged row: text made to cost time must not cost more
 _DECODER = json.JSONDecoder()
 _DAMAGE = (ValueError, RecursionError)  # bad JSON, numbers of absurd length; objects nested without end
 
@@ -158,21 +158,34 @@ class _Splitter:
                     return value, end
             except _DAMAGE:
                 left = len(self._text) - self._at
-                if self._ended or (left > _AHEAD and self._next_row() is not None) or left > MAX_ROW_BYTES:
+                damaged = left > _AHEAD and self._keys and self._next_row() is not None
+                if self._ended or damaged or left > MAX_ROW_BYTES:
                     raise
             # Twice as much each time, so that a long row is decoded a few times only.
             self._read(max(_CHUNK, len(self._text) - self._at))
 
     def _next_row(self) -> int | None:
-        """The next place behind the cursor where a row like the first one begins."""
-        for found in _NEXT_ROW.finditer(self._text, self._at):
+        """The next place behind the cursor where an object with the keys of a row begins."""
+        if not self._keys:  # no row so far tells what rows are like: take the longest object
+            longest = max(self._objects(), key=lambda found: found[2], default=None)
+            self._keys = frozenset(longest[1]) if longest else frozenset()
+        for at, row, _ in self._objects():
+            if len(self._keys & row.keys()) * 2 >= len(self._keys):
+                return at
+        return None
+
+    def _objects(self) -> Iterator[tuple[int, dict[str, Any], int]]:
+        """(place, object, length) of what can be read as an object behind the cursor, whatever it is part of."""
+        at = self._at
+        for _ in range(_TRIES):
+            at = self._text.find("{", at + 1)
+            if at < 0:
+                return
             try:
-                value, _ = _DECODER.raw_decode(self._text, found.end())
+                value, end = _DECODER.raw_decode(self._text, at)
             except _DAMAGE:
                 continue
-            if len(self._keys & value.keys()) * 2 >= len(self._keys):
-                return found.end()
-        return None
+            yield at, value, end - at
 
     def _resume(self) -> bool:
         """Put the cursor at the next row behind a damaged one; False when there is none."""

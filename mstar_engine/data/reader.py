@@ -15,7 +15,7 @@ from mstar_engine.data.formats import FORMATS
 from mstar_engine.data.gold import is_absent, plain_text, read_gold
 from mstar_engine.data.image_files import ImageFiles
 from mstar_engine.data.quarantine import Quarantine
-from mstar_engine.data.record import FIELDS, Format, Record, record_of
+from mstar_engine.data.record import FIELDS, Format, Record, pick, record_of
 from mstar_engine.data.row_files import row_files
 from mstar_engine.types import Problem
 
@@ -132,7 +132,7 @@ class _Builder:
 
     def shown_id(self, row: dict[str, Any] | Flaw) -> str | None:
         """The id of a row that is set aside, as far as there is one."""
-        value = None if isinstance(row, Flaw) else row.get(self._columns["id"])
+        value = None if isinstance(row, Flaw) else pick(row, self._columns["id"])[1]
         return None if value is None else str(value)[:200]
 
     def _id(self, record: Record, place: int) -> str:
