@@ -60,7 +60,7 @@ HOSTILE = [
     None, "", " ", "\0", "\ud800", "NaN", "null", "<image>", "<image><image>", "<|image_pad|>", "../0.png", "/dev/zero",
     "http://a/b.png", "data:image/png;base64,", "data:image/png;base64,AAAA", "\u202e\u200b", "x" * 10_000, "Z", "(B",
     0, -1, 1, 10**400, 2**63, 0.5, math.nan, math.inf, True, False, [], {}, [None], [[]], [[[]]], {"a": {"b": []}},
-    {"bytes": None, "path": None}, {"bytes": "0.png", "path": "0.png"}, ["0.png", "1.png"], ["A"] * 40, {"B": "x"}, ["", ""],
+    {"bytes": None, "path": None}, {"bytes": "0.png", "path": "0.png"}, ["0.png", "1.png"], ["A"] * 40, {"B": "x"},
     [{"from": "gpt", "value": "1"}], [{"from": "human"}, {"from": "gpt"}], [{"from": "human", "value": None}], [7],
 ]  # fmt: skip
 
