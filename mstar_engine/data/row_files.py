@@ -46,7 +46,7 @@ def row_files(path: str, split: str = "") -> Iterator[tuple[str, Rows]]:
 def _folder(place: Path, split: str) -> Iterator[tuple[str, Rows]]:
     # Data sets on the hub keep their files in data/.
     found = [file for folder in (place, place / "data") for file in sorted(folder.glob("*")) if file.is_file()]
-    found = [file for file in found if file.suffix.lower() in READERS and file.name.startswith(split)]
+    found = [file for file in found if file.suffix.lower() in READERS and _is_of(file, split)]
     kinds = {file.suffix.lower() for file in found}
     if len(kinds) != 1:
         what = (
@@ -55,3 +55,8 @@ def _folder(place: Path, split: str) -> Iterator[tuple[str, Rows]]:
         raise ValueError(f"{place}: {what}; allowed: one or more files ending alike in one of {', '.join(READERS)}")
     for file in found:
         yield str(file), READERS[file.suffix.lower()](file)
+
+
+def _is_of(file: Path, split: str) -> bool:
+    """Whether a file's name begins with a split's, and that does not go on ("test" is not "testmini")."""
+    return not split or re.match(rf"{re.escape(split)}(?![A-Za-z0-9])", file.name) is not None
