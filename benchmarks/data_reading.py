@@ -45,7 +45,7 @@ from mstar_engine.data.images import ImageLimits
 from mstar_engine.data.quarantine import Quarantine
 from mstar_engine.data.reader import Source, read_problems
 path, quarantine = Path(sys.argv[1]), Quarantine()
-images = ImageFiles(path.parent, path.parent / "kept", ImageLimits(), sys.argv[2])
+images = ImageFiles(path.parent, Path(sys.argv[3]) / "kept", ImageLimits(), sys.argv[2])
 kept = list(read_problems(Source(path=str(path), form="mathv360k"), images, quarantine))
 assert len(kept) == quarantine.rows, quarantine.in_words()
 """
@@ -101,7 +101,9 @@ def reading(quick: bool) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.json"
         write_mathv360k(path, rows, images)
-        ours = [read_apart(OURS, str(path), "decode") for _ in range(1 if quick else 3)]
+        # Each time all images are looked at anew.
+        times = range(1 if quick else 3)
+        ours = [read_apart(OURS, str(path), "decode", f"{folder}/cache{time}") for time in times]
         sides = {"json.load": JSON_LOAD}
         try:
             import datasets  # noqa: F401
@@ -110,7 +112,7 @@ def reading(quick: bool) -> Iterator[Row]:
         except ImportError:
             print("datasets is not installed: skipped")
         for name, code in sides.items():
-            theirs = [read_apart(code, str(path)) for _ in range(1 if quick else 3)]
+            theirs = [read_apart(code, str(path)) for _ in times]
             mine, other = (sorted(side)[len(side) // 2] for side in (ours, theirs))
             size = f"{rows:,} rows, {path.stat().st_size / 2**20:.0f} MiB of JSON"
             what = "ours, rows and images checked"

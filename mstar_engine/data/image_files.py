@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from mstar_engine.data.checked_images import CheckedImages
 from mstar_engine.data.flaw import Flaw, shown
 from mstar_engine.data.image_integrity import ImageError
 from mstar_engine.data.images import ImageLimits, decode, image_size, read_bytes
@@ -28,7 +29,8 @@ class ImageFiles:
     """Finds and checks the images of rows.
 
     `folder`: where paths are looked up, and outside of which none may lead; `kept`: where bytes are written, made when
-    needed; `check`: "decode" looks at every pixel once, "header" at the header only.
+    needed; `check`: "decode" looks at every pixel once, "header" at the header only. What was found sound is noted
+    beside `kept`, and not looked at again while it stays as it is.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class ImageFiles:
         self.folder, self.kept, self.limits, self.check = Path(folder).absolute(), Path(kept), limits, check
         self._real = Path(os.path.realpath(self.folder))
         self._found: dict[str, Path | Flaw] = {}
+        self._checked = CheckedImages(self.kept.parent / "checked_images", limits)
 
     def find(self, image: Any, field: str) -> Path:
         """The file of an image that a row gives: a path, bytes, base64, or a mapping with `bytes` or `path`. Flaw."""
@@ -86,11 +89,21 @@ class ImageFiles:
         if not Path(real).is_relative_to(self._real) or ".." in Path(name).parts:
             raise Flaw("refused image", field, f"{shown(name)} is outside of the image folder {self.folder}")
         try:
-            data = read_bytes(path, self.limits)
-            self._judge(data)
-        except (ImageError, ValueError) as error:
+            self._look(path, real)
+        except ValueError as error:
             raise _flaw(error, field, shown(name)) from None
         return path
+
+    def _look(self, path: Path, real: str) -> None:
+        """Judge a file, unless it was found sound as it is now. ValueError."""
+        try:
+            line = self._checked.line_of(real)
+        except OSError:
+            line = b""
+        if line not in self._checked:
+            self._judge(read_bytes(path, self.limits))
+            if line and self.check == "decode":
+                self._checked.add(line)
 
     def _keep(self, data: bytes, field: str) -> Path:
         """Write the bytes under the name of their content, unless they are there."""

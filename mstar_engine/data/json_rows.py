@@ -21,6 +21,7 @@ _CHUNK = 1 << 20
 _AHEAD = 4 << 20  # a row that more text than this does not complete is damaged, if whole rows stand behind it
 _SPACE = re.compile(r"[ \t\r\n]*")
 _TRIES = 2_000  # objects looked at behind a damaged row: text made to cost time must not cost more
+_DEEP = 20  # and of those nested without end, which take longest
 _DECODER = json.JSONDecoder()
 _DAMAGE = (ValueError, RecursionError)  # bad JSON, numbers of absurd length; objects nested without end
 
@@ -176,14 +177,17 @@ class _Splitter:
 
     def _objects(self) -> Iterator[tuple[int, dict[str, Any], int]]:
         """(place, object, length) of what can be read as an object behind the cursor, whatever it is part of."""
-        at = self._at
+        at, deep = self._at, 0
         for _ in range(_TRIES):
             at = self._text.find("{", at + 1)
-            if at < 0:
+            if at < 0 or deep > _DEEP:
                 return
             try:
                 value, end = _DECODER.raw_decode(self._text, at)
-            except _DAMAGE:
+            except ValueError:
+                continue
+            except RecursionError:
+                deep += 1
                 continue
             yield at, value, end - at
 

@@ -64,18 +64,19 @@ def read_problems(source: Source, images: ImageFiles, quarantine: Quarantine) ->
     """
     form = FORMATS[source.form]
     columns = {**form.columns, **source.fields}
-    name = source.path.rstrip("/") if not Path(source.path).exists() else Path(source.path).stem
+    place = Path(source.path).expanduser()
+    name = place.stem if place.exists() else source.path
     builder = _Builder(source, form, columns, images)
     seen: dict[str, bytes] = {}
-    place = read = 0
+    counted = read = 0
     for file, rows in row_files(source.path, source.split):
         for number, row in rows:
             quarantine.rows += 1
-            place += 1
+            counted += 1
             try:
                 if isinstance(row, Flaw):
                     raise row
-                problem = builder.problem(row, name, place)
+                problem = builder.problem(row, name, counted)
                 if problem is None:
                     quarantine.left_out += 1
                     continue

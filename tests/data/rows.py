@@ -50,7 +50,7 @@ def read(path: Path | str, images: Path | None = None, **said: Any) -> tuple[lis
     quarantine = Quarantine()
     folder = images or Path(path).parent
     check = said.pop("check", "decode")
-    files = ImageFiles(folder, folder / "kept", said.pop("limits", ImageLimits()), check)
+    files = ImageFiles(folder, folder / "cache" / "kept", said.pop("limits", ImageLimits()), check)
     return list(read_problems(Source(path=str(path), **said), files, quarantine)), quarantine
 
 

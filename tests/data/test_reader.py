@@ -14,7 +14,7 @@ from rows import image_folder, picture, png, read, reasons, write_rows
 from mstar_engine.answer_type import AnswerType
 from mstar_engine.data import json_rows
 from mstar_engine.data.flaw import Flaw
-from mstar_engine.data.images import ImageLimits
+from mstar_engine.data.images import DECODED, ImageLimits
 from mstar_engine.data.reader import Source
 
 
@@ -214,7 +214,7 @@ def test_images_as_bytes_and_base64_are_kept_once(folder):
     problems, quarantine = read(folder / "a.parquet")
     assert not quarantine.total, quarantine.in_words()
     kept = problems[0].images[0]
-    assert problems[1].images == (kept, kept) and kept.read_bytes() == data and kept.is_relative_to(folder / "kept")
+    assert problems[1].images == (kept, kept) and kept.read_bytes() == data and kept.is_relative_to(folder / "cache")
     assert problems[2].images == (folder / "0.png",) and problems[3].images == ()
     (problem,), _ = read(write_rows(folder / "b.jsonl", [row(0, image="data:image/png;base64," + text)]))
     assert problem.images == (kept,)
@@ -441,3 +441,20 @@ def test_without_the_library_hub_names_say_what_to_install(monkeypatch):
 
 def test_flaws_are_errors_with_a_reason():
     assert Flaw("bad gold", "answer", "none").reason == "bad gold"
+
+
+def test_sound_files_are_looked_at_once_and_changed_ones_again(folder):
+    path = write_rows(folder / "a.jsonl", [row(i) for i in range(8)])
+    before = DECODED.images
+    read(path)
+    assert DECODED.images == before + 4
+    assert len(read(path)[0]) == 8 and DECODED.images == before + 4
+    (folder / "1.png").write_bytes(png(1)[:-30])
+    assert reasons(read(path)[1]) == [(2, "image", "unreadable image"), (6, "image", "unreadable image")]
+    assert len(reasons(read(path)[1])) == 2  # what is flawed is never noted
+    read(path, limits=ImageLimits(pixels=500))
+    assert DECODED.images > before + 4
+    noted = folder / "cache" / "checked_images"
+    noted.write_bytes(noted.read_bytes()[:-7])  # torn
+    (folder / "1.png").write_bytes(png(1))
+    assert len(read(path)[0]) == 8 and not read(path)[1].total
