@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +23,7 @@ _AHEAD = 4 << 20  # a row that more text than this does not complete is damaged,
 _SPACE = re.compile(r"[ \t\r\n]*")
 _TRIES = 2_000  # objects looked at behind a damaged row: text made to cost time must not cost more
 _DEEP = 20  # and of those nested without end, which take longest
+_SHAPES = 1000  # sets of keys that are counted
 _DECODER = json.JSONDecoder()
 _DAMAGE = (ValueError, RecursionError)  # bad JSON, numbers of absurd length; objects nested without end
 
@@ -99,7 +101,8 @@ class _Splitter:
         # Bytes that are not UTF-8 stay apart from text, so that only the rows that hold them are lost.
         self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
         self._text, self._at, self._ended = "", 0, False
-        self._keys: frozenset[str] = frozenset()
+        self._shapes: Counter[frozenset[str]] = Counter()  # characters of the rows of each set of keys
+        self._length = 0
 
     def rows(self) -> Rows:
         """The members of the array whose bracket is at the cursor."""
@@ -117,7 +120,8 @@ class _Splitter:
                 after = self.skip_space()
                 if after == ",":
                     self._at += 1
-                    self._keys = self._keys or (frozenset(row) if isinstance(row, dict) else self._keys)
+                    if isinstance(row, dict) and len(self._shapes) < _SHAPES:
+                        self._shapes[frozenset(row)] += self._length
                     yield number, row
                     self.skip_space()
                     continue
@@ -142,6 +146,7 @@ class _Splitter:
             early = self._ended and self._next_row() is None
             return Flaw("unreadable row", "", f"{'the file ends early' if early else 'not JSON'}: {error}"), False
         begin, self._at = self._at, end
+        self._length = end - begin
         if not isinstance(value, dict):
             return Flaw("unreadable row", "", "not an object"), True
         try:
@@ -159,7 +164,7 @@ class _Splitter:
                     return value, end
             except _DAMAGE:
                 left = len(self._text) - self._at
-                damaged = left > _AHEAD and self._keys and self._next_row() is not None
+                damaged = left > _AHEAD and self._shapes and self._next_row() is not None
                 if self._ended or damaged or left > MAX_ROW_BYTES:
                     raise
             # Twice as much each time, so that a long row is decoded a few times only.
@@ -167,13 +172,20 @@ class _Splitter:
 
     def _next_row(self) -> int | None:
         """The next place behind the cursor where an object with the keys of a row begins."""
-        if not self._keys:  # no row so far tells what rows are like: take the longest object
-            longest = max(self._objects(), key=lambda found: found[2], default=None)
-            self._keys = frozenset(longest[1]) if longest else frozenset()
+        keys = self._row_keys()
         for at, row, _ in self._objects():
-            if len(self._keys & row.keys()) * 2 >= len(self._keys):
+            if len(keys & row.keys()) * 2 >= len(keys):
                 return at
         return None
+
+    def _row_keys(self) -> frozenset[str]:
+        """The keys of rows: of those objects, read or still behind the cursor, that make up most of the text."""
+        shapes, end = self._shapes.copy(), 0
+        for at, row, length in self._objects():
+            if at >= end:  # what is inside of a row is none
+                shapes[frozenset(row)] += length
+                end = at + length
+        return shapes.most_common(1)[0][0] if shapes else frozenset()
 
     def _objects(self) -> Iterator[tuple[int, dict[str, Any], int]]:
         """(place, object, length) of what can be read as an object behind the cursor, whatever it is part of."""
