@@ -103,7 +103,7 @@ def reading(quick: bool) -> Iterator[Row]:
         write_mathv360k(path, rows, images)
         # Each time all images are looked at anew.
         times = range(1 if quick else 3)
-        ours = [read_apart(OURS, str(path), "decode", f"{folder}/cache{time}") for time in times]
+        ours = [read_apart(OURS, str(path), "decode", f"{folder}/cache{turn}") for turn in times]
         sides = {"json.load": JSON_LOAD}
         try:
             import datasets  # noqa: F401
