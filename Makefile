@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 ARGS ?=
-BENCHMARKS := sampling scheduler_step step_rewards tree_attention rollout_throughput prm_scoring temperature_sweep answers
+BENCHMARKS := sampling scheduler_step step_rewards tree_attention rollout_throughput prm_scoring temperature_sweep answers data_reading
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-cpp bench bench-gpu lint clean

@@ -53,12 +53,21 @@ class ModelConfig:
 
 @section
 class DataConfig:
-    """The task and how many problems of each kind it gives; `captions` teach the tiny model to see.
+    """The problems: the digits, or `files` of one's own.
 
+    Digits: how many problems of each kind the task gives; `demonstrations` and `captions` teach the tiny model.
     `unlabelled_problems` are further training problems; only `prompts.unlabelled=oracle` may use their answers.
+
+    Files: `train`, `unlabelled`, `warmup` (demonstrations), `validation`, `test` and `ood` are each a file (JSON, JSON
+    Lines, Parquet, TSV), a folder of them, or a Hugging Face data set, read by `format` and `fields`; "format:path"
+    names another format, "path#split" a split. What `validation` or `test` does not name is held out of `train`;
+    `validation_problems`, `test_problems` and `ood_problems` bound these sets, `limit` the training set (0: all of it).
+    Images are looked up in `image_folder`, else beside the file. `max_quarantined`: the share of a set's rows that may
+    be flawed and set aside. `check_images`: "decode" reads every pixel once before the run, "header" only headers.
+    `cache_dir` keeps images that rows hold as bytes, and up to `image_cache_bytes` of preprocessed ones (0: none).
     """
 
-    dataset_name: Literal["digits"] = "digits"
+    dataset_name: Literal["digits", "files"] = "digits"
     train_problems: Count = 1536
     unlabelled_problems: CountOrOff = 1536
     validation_problems: Count = 256
@@ -66,6 +75,22 @@ class DataConfig:
     ood_problems: Count = 256
     demonstrations: Count = 2000
     warmup_captions: CountOrOff = 700
+    train: str = ""
+    unlabelled: str = ""
+    warmup: str = ""
+    validation: str = ""
+    test: str = ""
+    ood: str = ""
+    format: Text = "rows"
+    fields: dict[str, str] = Field(default_factory=dict)
+    image_folder: str = ""
+    limit: CountOrOff = 0
+    max_quarantined: Share = 0.01
+    check_images: Literal["decode", "header"] = "decode"
+    max_image_bytes: Count = 64 << 20
+    max_image_pixels: Count = 50_000_000
+    cache_dir: Text = "~/.cache/mstar_engine"
+    image_cache_bytes: CountOrOff = 64 << 30
 
 
 @section
@@ -256,8 +281,11 @@ class RunConfig:
     @classmethod
     def _prompts_to_mix_in(cls, value: PromptsConfig, info: ValidationInfo) -> PromptsConfig:
         """Unlabelled prompts must exist to be mixed in."""
-        if value.unlabelled != "none" and "data" in info.data and not info.data["data"].unlabelled_problems:
+        data = info.data.get("data")
+        if value.unlabelled != "none" and data and data.dataset_name == "digits" and not data.unlabelled_problems:
             raise ValueError("prompts.unlabelled", value.unlabelled, "none, or data.unlabelled_problems of 1 or more")
+        if value.unlabelled != "none" and data and data.dataset_name == "files" and not data.unlabelled:
+            raise ValueError("prompts.unlabelled", value.unlabelled, "none, or a file as data.unlabelled")
         if value.unlabelled == "pseudo" and "evolve" in info.data and info.data["evolve"].method == "sft":
             raise ValueError("prompts.unlabelled", value.unlabelled, "none or oracle with evolve.method=sft")
         return value

@@ -38,6 +38,10 @@ NOT_IDENTITY = (
     "rollout.decode",
     "rollout.torch_compile",
     "rollout.image_cache_memory",
+    # The same problems, whether a run may start with them, and where their images are kept.
+    "data.max_quarantined",
+    "data.cache_dir",
+    "data.image_cache_bytes",
     # The same sums in another order, so that what ran out of memory can go on.
     "model.device",
     "train.max_tokens",
@@ -46,7 +50,16 @@ NOT_IDENTITY = (
     "train.use_liger_kernel",
 )
 # Keys that came later, with what runs did without them: a run directory that lacks one is no other run.
-LATER = {"train.bf16": False}
+LATER = {
+    "train.bf16": False,
+    **dict.fromkeys((f"data.{name}" for name in ("train", "unlabelled", "warmup", "validation", "test", "ood")), ""),
+    "data.format": "rows",
+    "data.image_folder": "",
+    "data.limit": 0,
+    "data.check_images": "decode",
+    "data.max_image_bytes": 64 << 20,
+    "data.max_image_pixels": 50_000_000,
+}
 
 # What other trainers call the same thing.
 SYNONYMS = {
@@ -255,6 +268,8 @@ def describe(kind: Any) -> str:
         return "; or ".join(describe(arg) for arg in args)
     if origin is list:
         return f"a list of {', '.join(map(str, get_args(args[0])))}"
+    if origin is dict:
+        return "a mapping of names to names"
     if origin is Annotated:
         return ", ".join([describe(args[0]), *_bounds(args[1:])])
     return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]

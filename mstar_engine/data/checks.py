@@ -35,6 +35,8 @@ def check_data(data: DataSet, config: RunConfig) -> None:
 
     The warm-up's ids may repeat: a problem can be demonstrated in several ways.
     """
+    if "warmup" in config.stages and not data.warmup:
+        raise ValueError("data.warmup='': no demonstrations; allowed without the stage warmup")
     for name in ("train", "unlabelled", *_MEASURED):
         refuse_repeated_ids(getattr(data, name), f"{_NAMES[name]} set")
     refuse_repeated_ids([*data.train, *data.unlabelled], "training and unlabelled sets together")

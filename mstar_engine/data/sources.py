@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mstar_engine.config import DataConfig
 from mstar_engine.data.digits import captions, demonstrations, digits_problems
+from mstar_engine.data.files import read_sets
 from mstar_engine.types import Problem
 
 
@@ -26,10 +28,13 @@ class DataSet:
     unlabelled: list[Problem] = field(default_factory=list)
 
 
-def load_data(config: DataConfig, seed: int) -> DataSet:
-    """The data set that the configuration names. Raises ValueError for an unknown name or an empty set."""
-    if config.dataset_name != "digits":
-        raise ValueError(f"data.dataset_name={config.dataset_name!r}; allowed: digits")
+def load_data(config: DataConfig, seed: int, listed: Path | None = None) -> DataSet:
+    """The data set that the configuration names. ValueError for one that cannot be read, or an empty set.
+
+    `listed`: where to name the rows of files that are set aside; nowhere by default.
+    """
+    if config.dataset_name == "files":
+        return DataSet(**read_sets(config, seed, listed))
     worked = demonstrations(config.demonstrations, seed)
     # Reading is kept alive during the warm-up, or the short demonstration set wears it down.
     mixed = worked + captions(config.warmup_captions, seed + 1)

@@ -24,7 +24,7 @@ from mstar_engine.evolve.process_reward import ProcessReward, scoring_model
 from mstar_engine.evolve.prompts import Prompts
 from mstar_engine.models.loading import device_of
 from mstar_engine.models.memory import give_back
-from mstar_engine.models.prompts import PromptEncoder
+from mstar_engine.models.prompts import PromptEncoder, open_image
 from mstar_engine.models.tiny import build_tiny
 from mstar_engine.report.html import write_report
 from mstar_engine.report.progress import Progress
@@ -117,7 +117,7 @@ class Pipeline:
         on_validation = self._measure("validation", self.data.validation, samples=self.config.evaluate.pass_at_k_n)
         self.summary["warmup"] = {
             "greedy": self._measure("test", self.data.test).greedy,
-            "ood_greedy": self._measure("ood", self.data.ood).greedy,
+            "ood_greedy": self._measure("ood", self.data.ood).greedy if self.data.ood else None,
             "validation_greedy": on_validation.greedy,
             "pass_at_k": on_validation.pass_at_k,
             "dynamics": on_validation.dynamics,
@@ -228,7 +228,7 @@ class Pipeline:
         number = self.config.evolve.iterations_of(len(self.data.train))
         self.summary["final"] = {
             "greedy": self._measure("test", self.data.test, number).greedy,
-            "ood_greedy": self._measure("ood", self.data.ood, number).greedy,
+            "ood_greedy": self._measure("ood", self.data.ood, number).greedy if self.data.ood else None,
         }
         self.run.journal.append("final", **self.summary["final"])
         self.trackers.place(number, self.summary["final"])
@@ -241,7 +241,7 @@ class Pipeline:
         for iteration in {0, max(0, len(self.summary["evolve"]) - 1)}:
             for problem in prompts.problems(iteration)[:64]:
                 for image in problem.images[:1]:
-                    self.run.write_report_image(problem.id, image)
+                    self.run.write_report_image(problem.id, open_image(problem, image))
         write_report(self.run.path)
 
     def _measure(self, name: str, problems: list[Problem], number: int = 0, samples: int = 0) -> Measurement:

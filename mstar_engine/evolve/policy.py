@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, ProcessorMixin
 
 from mstar_engine.config import RunConfig
+from mstar_engine.data.files import limits_of, preprocessed
 from mstar_engine.models.loading import device_of, load_model
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.rollout.engine import RolloutEngine
@@ -34,7 +35,7 @@ class Policy:
         rollout, train = config.rollout, config.train
         self.model = model
         self.processor = processor
-        self.encoder = PromptEncoder(processor)
+        self.encoder = PromptEncoder(processor, images=preprocessed(config.data), limits=limits_of(config.data))
         self.engine = RolloutEngine(
             model,
             self.encoder,

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from mstar_engine.config import RunConfig
+from mstar_engine.data.files import limits_of, preprocessed
 from mstar_engine.evolve.methods import METHODS
 from mstar_engine.evolve.policy import Policy
 from mstar_engine.evolve.sweep_metric import NEED_SCORES
@@ -83,6 +84,7 @@ class ProcessReward:
             reduction=prm_config.reduction,
         )
         refuse_other_processor(prm.processor, policy_processor, where)
+        share_images(prm, config)
         solutions, held_out = (self.read(name, prm.layout.tokenizer) for name in SETS)
         examples = step_examples(prm, solutions, prm_config.targets)
         size = prm_config.per_device_train_batch_size
@@ -253,7 +255,7 @@ def scoring_model(config: RunConfig, run: Path, policy_processor: Any) -> Proces
         "reduction": prm.reduction,
     }
     form = None if fitted.exists() or prm.form == "auto" else prm.form
-    return load_prm(
+    scorer = load_prm(
         fitted if fitted.exists() else prm.model_name_or_path,
         form=form,
         policy_processor=policy_processor,
@@ -262,6 +264,15 @@ def scoring_model(config: RunConfig, run: Path, policy_processor: Any) -> Proces
         device=device_of(config.model.device),
         **options,
     )
+    share_images(scorer, config)
+    return scorer
+
+
+def share_images(prm: ProcessRewardModel, config: RunConfig) -> None:
+    """Let a process reward model read the images that were preprocessed for the policy."""
+    kept = preprocessed(config.data)
+    if kept is not None:
+        prm.encoder.keep_images(kept, limits_of(config.data))
 
 
 def check_process_reward(config: RunConfig, run: Path) -> None:

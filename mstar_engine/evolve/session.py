@@ -31,7 +31,7 @@ def start(config: RunConfig, resume: bool) -> int:
     """Do or continue the run of `config`; returns the exit status."""
     quiet()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    data = load_data(config.data, config.seed)
+    data = load_data(config.data, config.seed, Path(config.output_dir) / "quarantine.jsonl")
     check_model(config)
     check_training(config)
     check_process_reward(config, Path(config.output_dir))

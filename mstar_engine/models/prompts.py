@@ -7,14 +7,21 @@ nowhere else, so that the policy is trained on exactly the prompt it was sampled
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from threading import Lock
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from mstar_engine.data.file_image import FileImages
+from mstar_engine.data.image_integrity import ImageError
+from mstar_engine.data.images import ImageLimits, read_image
+from mstar_engine.data.tensor_cache import TensorCache
+from mstar_engine.models.image_cache import caching_processor
 from mstar_engine.types import Problem
 
 
@@ -46,14 +53,13 @@ def joined_inputs(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
     return {name: torch.cat(values) for name, values in others.items()}
 
 
-def open_image(problem: Problem, image: object) -> Image.Image:
+def open_image(problem: Problem, image: object, read: Callable[[Path], Image.Image] = read_image) -> Image.Image:
     """An RGB image of a problem, read if it is a path; ValueError if that fails."""
     try:
         if isinstance(image, Image.Image):
             return image if image.mode == "RGB" else image.convert("RGB")
-        with Image.open(image) as opened:
-            return opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError, TypeError, AttributeError, Image.DecompressionBombError) as error:
+        return read(Path(image))
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"problem {problem.id!r}: cannot read image {image!s}: {error}") from error
 
 
@@ -70,10 +76,19 @@ class PromptEncoder:
     """Encodes problems with a Hugging Face processor and its chat template; remembers the recent ones.
 
     The template sees an optional system message, then one user message: the images in order, then the question.
-    `cache_bytes` bounds the memory of the cache (least recently used out first; 0 keeps nothing). Thread-safe.
+    `cache_bytes` bounds the memory of the cache (least recently used out first; 0 keeps nothing). `images` keeps what
+    the processor makes of image files, so that each is decoded once; `limits` those of the files. Thread-safe.
     """
 
-    def __init__(self, processor, system: str | None = None, *, cache_bytes: int = 256 << 20) -> None:
+    def __init__(
+        self,
+        processor,
+        system: str | None = None,
+        *,
+        cache_bytes: int = 256 << 20,
+        images: TensorCache | None = None,
+        limits: ImageLimits | None = None,
+    ) -> None:
         tokenizer = getattr(processor, "tokenizer", processor)
         if not (getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
             raise ValueError(
@@ -81,6 +96,9 @@ class PromptEncoder:
                 'renders {"type": "image"} and {"type": "text"} content) or use an instruction-tuned checkpoint'
             )
         self.processor = processor
+        self._worker, self._read = processor, partial(read_image, limits=limits)
+        if images is not None:
+            self.keep_images(images, limits)
         self.tokenizer = tokenizer
         self.system = system
         self.cache_bytes = cache_bytes
@@ -107,9 +125,13 @@ class PromptEncoder:
                 self._held -= self._cache.popitem(last=False)[1][1].nbytes
         return prompt
 
+    def keep_images(self, images: TensorCache, limits: ImageLimits | None = None) -> None:
+        """Keep in `images`, from now on, what the processor makes of image files within the limits."""
+        self._worker, self._read = caching_processor(self.processor, images), FileImages(limits).open
+
     def messages(self, problem: Problem) -> list[dict]:
         """The conversation that the chat template renders."""
-        content = [{"type": "image", "image": open_image(problem, image)} for image in problem.images]
+        content = [{"type": "image", "image": open_image(problem, image, self._read)} for image in problem.images]
         user = {"role": "user", "content": [*content, {"type": "text", "text": problem.question}]}
         if self.system is None:
             return [user]
@@ -117,9 +139,14 @@ class PromptEncoder:
 
     def _encode(self, problem: Problem) -> EncodedPrompt:
         """Run the processor on one problem; its outputs are sorted by what they count, tokens or images."""
-        outputs = self.processor.apply_chat_template(
-            self.messages(problem), tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )
+        messages = self.messages(problem)
+        try:
+            outputs = self._worker.apply_chat_template(
+                messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            )
+        except ImageError as error:  # found when the pixels were asked for
+            paths = ", ".join(map(str, problem.images))
+            raise ValueError(f"problem {problem.id!r}: cannot read image {paths}: {error}") from error
         return self._sorted(outputs)
 
     @staticmethod

@@ -1,0 +1,124 @@
+"""Tensors kept on disk under the hash of what they were computed from, and mapped into memory when asked for again.
+
+So that an image is decoded and preprocessed once, whoever needs it how often: rollout, process rewards and training,
+in this run and the next, in one process and several. An entry is a safetensors file that appears whole or not at all;
+one that is damaged or gone counts as never made. What is mapped costs memory only while the system has it to spare.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+Values = Mapping[str, Any]
+"""Tensors, numbers, texts, and lists of them, by name."""
+
+
+class TensorCache:
+    """A folder of entries, each some named values under a key of hexadecimal digits.
+
+    `max_bytes` bounds the folder: the entries that were not asked for longest go first (0 keeps all). Other processes
+    may use the folder at the same time; each bounds it by what it last saw. Thread-safe.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int = 0) -> None:
+        self.folder, self.max_bytes = Path(folder), max_bytes
+        self.hits = self.misses = 0
+        self._lock = threading.Lock()
+        self._held: int | None = None
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The values of an entry, tensors mapped and not to be written to; None when there is none."""
+        path = self._path(key)
+        try:
+            with safe_open(path, "pt") as file:
+                shape = json.loads(file.metadata()["values"])
+                values = {name: _restored(value, file) for name, value in shape.items()}
+            if self.max_bytes:
+                os.utime(path)  # what was asked for last stays longest
+        # Missing, cut by a full disk or a crash, or of another making: made again.
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError):
+            self.misses += 1
+            return None
+        self.hits += 1
+        return values
+
+    def put(self, key: str, values: Values) -> bool:
+        """Keep the values of an entry; False when they are of a kind that is not kept, or the disk is full."""
+        tensors: dict[str, Tensor] = {}
+        try:
+            shape = {name: _flattened(value, name, tensors) for name, value in values.items()}
+        except TypeError:
+            return False
+        path = self._path(key)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, temporary, {"values": json.dumps(shape)})
+            size = temporary.stat().st_size
+            os.replace(temporary, path)
+        except (OSError, SafetensorError):
+            temporary.unlink(missing_ok=True)
+            return False
+        if self.max_bytes:
+            self._make_room(size)
+        return True
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key[2:]}.safetensors"
+
+    def _make_room(self, size: int) -> None:
+        with self._lock:
+            if self._held is not None:
+                self._held += size
+            if self._held is None or self._held > self.max_bytes:
+                self._evict()
+
+    def _evict(self) -> None:
+        """Count the folder, and drop its oldest entries down to nine tenths of the bound."""
+        entries = []
+        for path in self.folder.glob("??/*.safetensors"):
+            try:
+                entries.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+            except OSError:  # gone by another process
+                continue
+        self._held = sum(size for _, size, _ in entries)
+        if self._held <= self.max_bytes:
+            return
+        for _, size, path in sorted(entries):
+            if self._held <= 0.9 * self.max_bytes:
+                return
+            # Who has it mapped goes on reading it.
+            path.unlink(missing_ok=True)
+            self._held -= size
+
+
+def _flattened(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """The value as JSON, its tensors put into `tensors` under names that stand for them. TypeError for other kinds."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.integer | np.floating):
+        return value.item()
+    if isinstance(value, tuple):
+        return {"tuple": _flattened(list(value), name, tensors)}
+    if isinstance(value, list):
+        return [_flattened(item, f"{name}.{place}", tensors) for place, item in enumerate(value)]
+    raise TypeError(type(value))
+
+
+def _restored(value: Any, file: Any) -> Any:
+    if isinstance(value, dict):
+        return tuple(_restored(value["tuple"], file)) if "tuple" in value else file.get_tensor(value["tensor"])
+    return [_restored(item, file) for item in value] if isinstance(value, list) else value
