@@ -38,6 +38,7 @@ NOT_IDENTITY = (
     "rollout.decode",
     "rollout.torch_compile",
     "rollout.image_cache_memory",
+    "rollout.merge_lora",
     # The same sums in another order, so that what ran out of memory can go on.
     "model.device",
     "train.max_tokens",
@@ -46,7 +47,14 @@ NOT_IDENTITY = (
     "train.use_liger_kernel",
 )
 # Keys that came later, with what runs did without them: a run directory that lacks one is no other run.
-LATER = {"train.bf16": False}
+LATER = {
+    "train.bf16": False,
+    "model.lora_r": 0,
+    "model.lora_alpha": 32.0,
+    "model.lora_dropout": 0.0,
+    "model.lora_target_modules": "all-linear",
+    "model.freeze_vision_tower": False,
+}
 
 # What other trainers call the same thing.
 SYNONYMS = {
@@ -58,6 +66,9 @@ SYNONYMS = {
     "batch_size": "per_device_train_batch_size",
     "model_name": "model_name_or_path",
     "num_iterations": "iterations",
+    "lora_rank": "lora_r",
+    "target_modules": "lora_target_modules",
+    "freeze_vit": "freeze_vision_tower",
 }
 
 
@@ -254,7 +265,11 @@ def describe(kind: Any) -> str:
     if origin in (Union, UnionType):
         return "; or ".join(describe(arg) for arg in args)
     if origin is list:
-        return f"a list of {', '.join(map(str, get_args(args[0])))}"
+        return (
+            f"a list of {', '.join(map(str, get_args(args[0])))}"
+            if get_origin(args[0]) is Literal
+            else "a list of text"
+        )
     if origin is Annotated:
         return ", ".join([describe(args[0]), *_bounds(args[1:])])
     return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]
