@@ -48,20 +48,24 @@ def tensors_of(source: str | Path) -> dict[str, tuple[Path, torch.dtype]]:
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
 _DTYPES |= {"BOOL": torch.bool}
+_FORMAT = {"format": "pt"}
 
 
 def match_source(path: Path, source: str | Path, *, dtypes: bool) -> None:
     """Bring a saved model at `path` to the set of keys of its source, and with `dtypes` to the types of its tensors.
 
-    A key that the model did not save is a tied weight's second name where the source holds the same matrix twice, and
-    else the source's own tensor. A key that the source lacks stays, and the log names it; so it does a source that is
-    no longer there, and the model is what transformers saved.
+    A tensor that transformers saved under another name gets the source's. A key that the model did not save is a tied
+    weight's second name where the source holds the same matrix twice, and else the source's own tensor. A key that the
+    source lacks stays, and the log names it; it also says when the source is no longer there, and the model stays what
+    transformers saved.
     """
     try:
         theirs = tensors_of(source)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         log.warning("export: %s cannot be read to compare its tensors' names (%s)", source, error)
         return
+    if names := _renamed(tensors_of(path), theirs):
+        _rename(path, names)
     ours = tensors_of(path)
     extra, missing = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
     if extra:
@@ -76,13 +80,51 @@ def match_source(path: Path, source: str | Path, *, dtypes: bool) -> None:
         _add(path, added)
 
 
+def _renamed(
+    ours: Mapping[str, tuple[Path, torch.dtype]], theirs: Mapping[str, tuple[Path, torch.dtype]]
+) -> dict[str, str]:
+    """Of the names that only we have, which are which of those that only the source has: of one shape, and alike from
+    the end on for longer than any other."""
+    missing = [(name.split("."), _shape(name, theirs)) for name in theirs.keys() - ours.keys()]
+    found: dict[str, str] = {}
+    for name in sorted(ours.keys() - theirs.keys()):
+        parts, shape = name.split("."), _shape(name, ours)
+        scores = sorted(((_alike(parts, other), ".".join(other)) for other, size in missing if size == shape))
+        if scores and scores[-1][0] > 0 and (len(scores) == 1 or scores[-2][0] < scores[-1][0]):
+            found[name] = scores[-1][1]
+    taken = list(found.values())
+    return {name: other for name, other in found.items() if taken.count(other) == 1}
+
+
+def _alike(one: list[str], other: list[str]) -> int:
+    """How many of the last parts of two names are the same."""
+    count = 0
+    for a, b in zip(reversed(one), reversed(other)):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def _rename(path: Path, names: Mapping[str, str]) -> None:
+    """Rewrite the files, and the index, that hold a tensor of another name than is wanted."""
+    for file in weight_files(path):
+        tensors = load_file(file)
+        if tensors.keys() & names.keys():
+            save_file({names.get(name, name): value for name, value in tensors.items()}, file, metadata=_FORMAT)
+    if (path / INDEX).is_file():
+        listed = json.loads((path / INDEX).read_text())
+        listed["weight_map"] = {names.get(name, name): file for name, file in listed["weight_map"].items()}
+        (path / INDEX).write_text(json.dumps(listed, indent=2, sort_keys=True) + "\n")
+
+
 def _cast(path: Path, dtypes: Mapping[str, torch.dtype]) -> None:
     """Rewrite the files that hold a tensor of another type than is wanted."""
     for file in weight_files(path):
         tensors = load_file(file)
         cast = {name: value.to(dtypes.get(name, value.dtype)) for name, value in tensors.items()}
         if any(cast[name] is not tensors[name] for name in tensors):
-            save_file(cast, file, metadata={"format": "pt"})
+            save_file(cast, file, metadata=_FORMAT)
 
 
 def _write_dtype(path: Path, source: str | Path) -> None:
@@ -101,13 +143,16 @@ def _tensor_for(
 ) -> torch.Tensor:
     own = _read(name, theirs)
     if own.ndim == 2:
-        for other, (file, dtype) in theirs.items():
-            if other in ours and dtype == own.dtype:
-                with safe_open(file, "pt") as opened:
-                    alike = opened.get_slice(other).get_shape() == list(own.shape)
-                if alike and torch.equal(_read(other, theirs), own):
-                    return _read(other, ours)
+        for other, (_, dtype) in theirs.items():
+            alike = other in ours and dtype == own.dtype and _shape(other, theirs) == list(own.shape)
+            if alike and torch.equal(_read(other, theirs), own):
+                return _read(other, ours)
     return own
+
+
+def _shape(name: str, tensors: Mapping[str, tuple[Path, torch.dtype]]) -> list[int]:
+    with safe_open(tensors[name][0], "pt") as file:
+        return file.get_slice(name).get_shape()
 
 
 def _read(name: str, tensors: Mapping[str, tuple[Path, torch.dtype]]) -> torch.Tensor:
@@ -120,9 +165,9 @@ def _add(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     index = path / INDEX
     if not index.is_file():
         (file,) = weight_files(path)
-        save_file({**load_file(file), **tensors}, file, metadata={"format": "pt"})
+        save_file({**load_file(file), **tensors}, file, metadata=_FORMAT)
         return
-    save_file(tensors, path / EXTRA, metadata={"format": "pt"})
+    save_file(tensors, path / EXTRA, metadata=_FORMAT)
     listed = json.loads(index.read_text())
     listed["weight_map"] |= dict.fromkeys(tensors, EXTRA)
     size = sum(value.nbytes for value in tensors.values())
