@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 MODEL, PROCESSOR = build_tiny(seed=1)
 ENCODER = PromptEncoder(PROCESSOR)
 EXAMPLES = [imitate(problem, ENCODER) for problem in demonstrations(12)]
-SCHEDULE = Schedule(peak=1e-2)
+SCHEDULE = Schedule(peak=1e-3)
 
 
 def adapted(dtype: torch.dtype = torch.float32, **options) -> PreTrainedModel:
@@ -69,7 +69,8 @@ def test_checkpointed_activations_give_the_same_gradients(dropout: float) -> Non
     plain, spared = (trainer(adapted(dropout=dropout), gradient_checkpointing=on) for on in (False, True))
     for _ in range(2):
         a, b = plain.step(EXAMPLES[:4]), spared.step(EXAMPLES[:4])
-        assert a.loss == pytest.approx(b.loss, rel=1e-6) and a.grad_norm == pytest.approx(b.grad_norm, rel=1e-5) > 0
+        assert a.loss == pytest.approx(b.loss, rel=1e-6) and a.grad_norm == pytest.approx(b.grad_norm, rel=1e-5)
+        assert a.grad_norm > 0
     for x, y in zip(plain.trained().values(), spared.trained().values()):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
 
@@ -77,14 +78,15 @@ def test_checkpointed_activations_give_the_same_gradients(dropout: float) -> Non
 def test_dropout_is_drawn_by_the_step_alone() -> None:
     one, other = (trainer(adapted(dropout=0.5)) for _ in range(2))
     state = torch.get_rng_state()
-    first = one.step(EXAMPLES[:4]).loss
+    first = one.step(EXAMPLES[:4])  # what the adapters add is zero at first: dropout shows in the gradient
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(99)
     torch.rand(7)
-    assert other.step(EXAMPLES[:4]).loss == first != trainer(adapted()).step(EXAMPLES[:4]).loss
-    again = trainer(adapted(dropout=0.5))
-    again.global_step = 1
-    assert again.step(EXAMPLES[:4]).loss != first
+    assert other.step(EXAMPLES[:4]) == first
+    assert trainer(adapted()).step(EXAMPLES[:4]).grad_norm != first.grad_norm
+    later = trainer(adapted(dropout=0.5))
+    later.global_step = 1
+    assert later.step(EXAMPLES[:4]).grad_norm != first.grad_norm
 
 
 # ---- checkpoints
@@ -145,14 +147,14 @@ def test_an_export_is_the_merged_model_with_the_keys_and_types_of_its_source(bas
     assert equal(split(one.model)[0], frozen)
     theirs, ours = tensors_of(base), tensors_of(out)
     assert {k: v[1] for k, v in ours.items()} == {k: v[1] for k, v in theirs.items()}
-    plain, processor = load_model(out)
+    plain, processor = load_model(out, dtype=str(one.model.dtype).removeprefix("torch."))
     assert type(processor) is type(PROCESSOR) and not lora_layers(plain)
     ids = ENCODER.encode(EXAMPLES[0].problem)
     one.model.eval()
     given = {name: value.to(one.model.dtype) for name, value in ids.inputs.items()}
     with torch.no_grad(), LoraMerge(one.model).active():
         wanted = one.model(input_ids=ids.input_ids[None], **given).logits
-        found = plain.to(one.model.dtype)(input_ids=ids.input_ids[None], **given).logits
+        found = plain(input_ids=ids.input_ids[None], **given).logits
     assert torch.equal(wanted, found)
     again = policy(out / ADAPTERS, *precision)
     assert equal(again.model.state_dict(), one.model.state_dict())
