@@ -261,6 +261,15 @@ def test_graphs_find_the_weights_where_they_were() -> None:
     assert decoder is not None and engine._decoder is decoder
 
 
+@pytest.mark.parametrize(("targets", "kept"), [(["language_model"], True), ("all-linear", False)])
+def test_features_outlive_training_where_the_tower_has_no_adapters(targets: str | list[str], kept: bool) -> None:
+    engine = engine_for(adapted("llava", targets=targets), "llava", merge_lora=True, image_cache_memory=1 << 24)
+    draw(engine)
+    assert engine.features._held > 0
+    engine.release()
+    assert (engine.features._held > 0) == kept
+
+
 def test_nothing_to_merge_is_refused() -> None:
     with pytest.raises(ValueError, match=r"merge_lora=True: the model has no adapters; allowed: False"):
         engine_for(build("llava"), "llava", merge_lora=True)
