@@ -22,6 +22,7 @@ from mstar_engine.config_evolve import (
 from mstar_engine.config_section import (
     Count,
     CountOrOff,
+    Momentum,
     NonNegative,
     PositiveShare,
     Rate,
@@ -43,12 +44,32 @@ class ModelConfig:
     `dtype` is that of its parameters; "auto" is bfloat16 with train.bf16, else float32. `device` "auto" is the GPU
     where there is one. `attn_implementation`, for prompts and in training: "auto" takes flash_attention_2 where that
     runs (on CUDA from compute capability 8.0 on, in half precision, with flash-attn installed), else sdpa.
+
+    `lora_r` above 0 trains low-rank adapters of that rank (by peft) instead of the weights, at `lora_alpha / lora_r`
+    times what they compute, on the linear layers that `lora_target_modules` names: parts of dotted names (q_proj,
+    language_model, layers.0.mlp), or all-linear, every one but the output head. `freeze_vision_tower`: what sees images
+    stays as it is and takes no adapters.
     """
 
     model_name_or_path: Text = "tiny"
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "auto"] = "sdpa"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    lora_r: CountOrOff = 0
+    lora_alpha: Rate = 32.0
+    lora_dropout: Momentum = 0.0
+    lora_target_modules: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)] = "all-linear"
+    freeze_vision_tower: bool = False
+
+    @field_validator("lora_alpha", "lora_dropout", "lora_target_modules")
+    @classmethod
+    def _of_adapters(cls, value: object, info: ValidationInfo) -> object:
+        """What says how adapters are would do nothing without any."""
+        default = cls.__dataclass_fields__[info.field_name].default
+        default = getattr(default, "default", default)
+        if info.data.get("lora_r") == 0 and value != default:
+            raise ValueError(f"{default}, or model.lora_r of 1 or more")
+        return value
 
 
 @section
@@ -135,7 +156,8 @@ class RolloutConfig:
     `decode`: "fixed" pads decode steps to a few shapes, captured in CUDA graphs and run ahead of the host; "eager"
     takes them as they come; "auto" is "fixed" on CUDA. `torch_compile` compiles the model for steps of fixed shape.
     `image_cache_memory`: bytes of image features kept while the weights that made them stay; "auto" is 1 GiB on CUDA
-    and 0, none, on the CPU.
+    and 0, none, on the CPU. `merge_lora`: sample from the weights with the adapters merged into them, at the plain
+    model's speed, instead of through both; the weights are put back, bit for bit, after each phase that samples.
     """
 
     n: Count = 16
@@ -150,6 +172,7 @@ class RolloutConfig:
     decode: Literal["auto", "eager", "fixed"] = "auto"
     torch_compile: bool = False
     image_cache_memory: Literal["auto"] | CountOrOff = "auto"
+    merge_lora: bool = False
 
     @field_validator("max_rows")
     @classmethod
@@ -248,6 +271,14 @@ class RunConfig:
     def dtype(self) -> str:
         """The type of the parameters of the policy and of the process reward model."""
         return self.model.dtype if self.model.dtype != "auto" else "bfloat16" if self.train.bf16 else "float32"
+
+    @field_validator("rollout")
+    @classmethod
+    def _adapters_to_merge(cls, value: RolloutConfig, info: ValidationInfo) -> RolloutConfig:
+        """What is merged must be there."""
+        if value.merge_lora and "model" in info.data and info.data["model"].lora_r == 0:
+            raise ValueError("rollout.merge_lora", True, "false, or model.lora_r of 1 or more")
+        return value
 
     @field_validator("train")
     @classmethod

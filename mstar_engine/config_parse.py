@@ -42,6 +42,7 @@ NOT_IDENTITY = (
     "data.max_quarantined",
     "data.cache_dir",
     "data.image_cache_bytes",
+    "rollout.merge_lora",
     # The same sums in another order, so that what ran out of memory can go on.
     "model.device",
     "train.max_tokens",
@@ -59,6 +60,11 @@ LATER = {
     "data.check_images": "decode",
     "data.max_image_bytes": 64 << 20,
     "data.max_image_pixels": 50_000_000,
+    "model.lora_r": 0,
+    "model.lora_alpha": 32.0,
+    "model.lora_dropout": 0.0,
+    "model.lora_target_modules": "all-linear",
+    "model.freeze_vision_tower": False,
 }
 
 # What other trainers call the same thing.
@@ -71,6 +77,9 @@ SYNONYMS = {
     "batch_size": "per_device_train_batch_size",
     "model_name": "model_name_or_path",
     "num_iterations": "iterations",
+    "lora_rank": "lora_r",
+    "target_modules": "lora_target_modules",
+    "freeze_vit": "freeze_vision_tower",
 }
 
 
@@ -267,7 +276,11 @@ def describe(kind: Any) -> str:
     if origin in (Union, UnionType):
         return "; or ".join(describe(arg) for arg in args)
     if origin is list:
-        return f"a list of {', '.join(map(str, get_args(args[0])))}"
+        return (
+            f"a list of {', '.join(map(str, get_args(args[0])))}"
+            if get_origin(args[0]) is Literal
+            else "a list of text"
+        )
     if origin is dict:
         return "a mapping of names to names"
     if origin is Annotated:

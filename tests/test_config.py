@@ -266,7 +266,7 @@ def test_hash_ignores_what_does_not_matter():
     alike += ("rollout.decode=fixed", "rollout.torch_compile=true", "rollout.image_cache_memory=0")
     for override in alike:
         assert config_hash(load_config(None, [override])) == base
-    for override in ("seed=1", "rollout.n=3", "model.dtype=bfloat16", "evolve.interval=0.5"):
+    for override in ("seed=1", "rollout.n=3", "model.dtype=bfloat16", "evolve.interval=0.5", "model.lora_r=4"):
         assert config_hash(load_config(None, [override])) != base
     assert config_hash(load_config(None, ["model.dtype=auto", "train.bf16=true"])) not in (
         base,
@@ -290,3 +290,26 @@ def test_sections_refuse_values_when_built_by_hand():
         EvaluateConfig(pass_at_k=3, pass_at_k_n=2)
     with pytest.raises(ValueError, match="temperature"):
         dataclasses.replace(RolloutConfig(), temperature=-1.0)
+
+
+def test_adapters():
+    config = load_config(None, ["model.lora_r=8", "model.lora_target_modules=[q_proj, mlp]", "rollout.merge_lora=true"])
+    assert config.model.lora_target_modules == ["q_proj", "mlp"] and build_config(dataclasses.asdict(config)) == config
+    alike = load_config(None, ["model.lora_r=8", "model.lora_target_modules=[q_proj, mlp]"])
+    assert config_hash(alike) == config_hash(config)
+    for overrides, message in (
+        (["model.lora_r=-1"], "model.lora_r=-1; allowed: a whole number, 0 or more"),
+        (["model.lora_r=4", "model.lora_dropout=1.0"], "model.lora_dropout=1.0; allowed: a number, 0 or more, below 1"),
+        (["model.lora_dropout=0.1"], "model.lora_dropout=0.1; allowed: 0.0, or model.lora_r of 1 or more"),
+        (["model.lora_alpha=8.0"], "model.lora_alpha=8.0; allowed: 32.0, or model.lora_r of 1 or more"),
+        (["model.lora_target_modules=[q_proj]"], 'model.lora_target_modules=["q_proj"]; allowed: all-linear, or'),
+        (["model.lora_r=4", "model.lora_target_modules=[]"], "allowed: all-linear; or a list of text, not empty"),
+        (["model.lora_r=4", "model.lora_target_modules=q_proj"], "allowed: all-linear; or a list of text, not empty"),
+        (["rollout.merge_lora=true"], "rollout.merge_lora=true; allowed: false, or model.lora_r of 1 or more"),
+        (["model.lora_rank=4"], "model.lora_rank: unknown key; did you mean model.lora_r?"),
+        (["train.lora_dropout=0.1"], "did you mean model.lora_dropout?"),
+        (["model.freeze_vit=true"], "did you mean model.freeze_vision_tower?"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_config(None, overrides)
+        assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -55,7 +55,8 @@ def test_a_directory_from_before_a_key_is_the_same_run_without_it(tmp_path):
     RunDirectory.create_or_resume(config(tmp_path)).close()
     lines = (tmp_path / "config.yaml").read_text().splitlines(keepends=True)
     later = ("bf16:", "max_tokens:", "packing:", "gradient_checkpointing:", "use_liger_kernel:", "device:")
-    later += ("decode:", "torch_compile:", "image_cache_memory:")
+    later += ("decode:", "torch_compile:", "image_cache_memory:", "merge_lora:", "freeze_vision_tower:")
+    later += ("lora_r:", "lora_alpha:", "lora_dropout:", "lora_target_modules:")
     kept = [line for line in lines if not line.strip().startswith(later)]
     assert len(kept) == len(lines) - len(later)
     (tmp_path / "config.yaml").write_text("".join(kept))

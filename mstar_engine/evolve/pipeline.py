@@ -19,7 +19,7 @@ from mstar_engine.data.sources import DataSet
 from mstar_engine.environment import device_name, versions
 from mstar_engine.evolve.loop import Evolution, evolve, plain_table, show_step
 from mstar_engine.evolve.measure import Measurement, measure_policy, measurement
-from mstar_engine.evolve.policy import Policy
+from mstar_engine.evolve.policy import ADAPTERS, Policy
 from mstar_engine.evolve.process_reward import ProcessReward, scoring_model
 from mstar_engine.evolve.prompts import Prompts
 from mstar_engine.models.loading import device_of
@@ -191,7 +191,7 @@ class Pipeline:
         )
         evolve(evolution, self.config.evolve.iterations_of(len(self.data.train)))
         self.summary["evolve"] = evolution.entries
-        policy.save(self._checkpoint("final"))
+        policy.save(self._checkpoint("final"), export=True)
 
     def _score_warmup(self, prm: ProcessRewardModel) -> None:
         """Score what the warmed-up policy was measured by: the curves of the scorer begin where the others do."""
@@ -224,7 +224,9 @@ class Pipeline:
         if not final.exists():
             raise ValueError(f"{final} is missing; the evaluate stage needs the evolve stage before it")
         if self._policy is None:
-            self._policy = Policy.load(final, self.config, self._evolve_schedule())
+            # Unmerged, as a run in one sitting measures them.
+            start = final / ADAPTERS if self.config.model.lora_r else final
+            self._policy = Policy.load(start, self.config, self._evolve_schedule())
         number = self.config.evolve.iterations_of(len(self.data.train))
         self.summary["final"] = {
             "greedy": self._measure("test", self.data.test, number).greedy,
@@ -278,6 +280,7 @@ class Pipeline:
             else:
                 self._policy = Policy.load(start, self.config, self._evolve_schedule())
                 self._policy.restore(start)
+                self._policy.source = self._base()
         return self._policy
 
     def _read_back(self) -> None:

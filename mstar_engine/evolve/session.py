@@ -15,10 +15,20 @@ from mstar_engine.data.checks import check_data
 from mstar_engine.data.sources import DataSet, load_data
 from mstar_engine.evolve.methods import METHODS
 from mstar_engine.evolve.pipeline import TINY, Pipeline
+from mstar_engine.evolve.policy import prepare
 from mstar_engine.evolve.process_reward import check_process_reward
 from mstar_engine.evolve.prompts import Prompts
 from mstar_engine.models.compatibility import probe, refuse_unsupported
-from mstar_engine.models.loading import attention_of, class_of, device_of, load_config_of, load_model
+from mstar_engine.models.loading import (
+    attention_of,
+    blank_model,
+    class_of,
+    device_of,
+    freeze_vision_tower,
+    load_config_of,
+    load_model,
+)
+from mstar_engine.models.lora import refuse_without_peft, target_layers
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.models.tiny import build_tiny, tiny_config
 from mstar_engine.report.progress import Progress
@@ -86,6 +96,13 @@ def check_training(config: RunConfig) -> None:
         raise ValueError(
             f"train.gradient_checkpointing=true: model family {model.model_type!r} has none; allowed: false"
         )
+    refuse_without_peft(config.model.lora_r)
+    if config.model.lora_r or config.model.freeze_vision_tower:
+        blank = blank_model(model)
+        if config.model.freeze_vision_tower:
+            freeze_vision_tower(blank)
+        if config.model.lora_r:
+            target_layers(blank, config.model.lora_target_modules)
 
 
 def quiet() -> None:
@@ -141,6 +158,10 @@ def dry_run(config: RunConfig) -> int:
             f"tokens, allowed: at most {limit - len(prompt.input_ids)}"
         )
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    prepare(model, config)
+    added = sum(parameter.numel() for parameter in model.parameters()) - parameters
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    optimizer = trained * ((18 if config.train.bf16 else 16) - shape.dtype.itemsize)  # moments, gradients, masters
     lines = {
         "model": f"{config.model.model_name_or_path}, {parameters:,} parameters, {shape.dtype}",
         "problems": f"{len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test, "
@@ -153,7 +174,8 @@ def dry_run(config: RunConfig) -> int:
         "K/V cache": f"{shape.bytes_per_token:,} bytes a token; at most "
         f"{rollout.max_rows * longest * shape.bytes_per_token / 2**20:.0f} MiB for {rollout.max_rows} rows",
         "weights": f"{parameters * shape.dtype.itemsize / 2**20:.0f} MiB, with AdamW "
-        f"{parameters * (18 if config.train.bf16 else 16) / 2**20:.0f} MiB",  # weights, moments, gradients
+        f"{((parameters + added) * shape.dtype.itemsize + optimizer) / 2**20:.0f} MiB"
+        + (f"; {trained:,} parameters are trained" if trained < parameters else ""),
         "threads": f"{config.threads or torch.get_num_threads()}",
     }
     if (mixed := prompts.in_words()) is not None:

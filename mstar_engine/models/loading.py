@@ -17,6 +17,9 @@ from transformers import (
     ProcessorMixin,
 )
 
+from mstar_engine.models.lora import base_of, inject_saved, is_lora, merge_for_good
+from mstar_engine.rollout.image_features import tower_parameters
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -79,12 +82,16 @@ def load_model(
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model and processor of a checkpoint directory (or hub name). Weights are read from safetensors only.
 
+    A directory of adapters is loaded as the checkpoint that they belong to, with them merged.
+
     Raises ValueError naming the path when the directory is no such checkpoint, or the dtype when it is unknown; naming
     the attention when it cannot run there (see `attention_of`).
     """
     if dtype not in DTYPES:
         raise ValueError(f"model.dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
     device = torch.device(device)
+    adapters = Path(path) if is_lora(path) else None
+    path = path if adapters is None else base_of(adapters)
     attention = attention_of(attn_implementation, load_config_of(path), dtype, device)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
@@ -94,7 +101,33 @@ def load_model(
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ValueError(f"model.model_name_or_path={path}: cannot be loaded ({first_line})") from error
-    return model.to(device), processor
+    model = model.to(device)
+    if adapters is not None:
+        inject_saved(model, adapters)
+        merge_for_good(model)
+    return model, processor
+
+
+def blank_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The modules of a model without weights: what there is, by name, before anything is read."""
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config)
+
+
+def freeze_vision_tower(model: PreTrainedModel) -> None:
+    """Freeze what sees images, as transformers names it (with the projector where that is a part of it, as in
+    Qwen-VL), or, where a family has no such name for it, all but the language model and the output head.
+
+    ValueError for a model in which neither can be told apart.
+    """
+    tower = model.get_encoder(modality="image")
+    whole = tower is model or tower is model.base_model
+    parameters = tower_parameters(model) if whole else list(tower.parameters())
+    if not parameters or len(parameters) == len(list(model.parameters())):
+        family = model.config.model_type
+        raise ValueError(f"model.freeze_vision_tower=true: model family {family!r} has none apart; allowed: false")
+    for parameter in parameters:
+        parameter.requires_grad_(False)
 
 
 def save_model(model: PreTrainedModel, processor: ProcessorMixin, path: str | Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from mstar_engine.models.attention import language_configs
 from mstar_engine.models.compatibility import forget_rope_deltas, probe, special_image_ids
 from mstar_engine.models.fused import FusedLayers, fuses
 from mstar_engine.models.image_attention import image_configs
+from mstar_engine.models.lora import LoraMerge, has_lora
 from mstar_engine.models.memory import give_back
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.rollout.decode_buffers import DecodeBuffers
@@ -44,7 +46,8 @@ class RolloutEngine:
     `image_cache_memory` bytes of image features are kept while the weights that made them stay; None is 1 GiB on CUDA
     and nothing on the CPU, where a resumed run is to equal an undisturbed one in every bit. `packed_prefill` runs a
     step's prompts of different lengths behind one another in one row where the family is proven to keep them apart
-    (else by shape, and the log says why); None: on CUDA.
+    (else by shape, and the log says why); None: on CUDA. `merge_lora`: a model with adapters samples as the plain model
+    with them merged into its weights, and has its own bits back after each call; without, it samples as it is.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class RolloutEngine:
         fused_decode: bool | None = None,
         image_cache_memory: int | None = None,
         packed_prefill: bool | None = None,
+        merge_lora: bool = False,
     ) -> None:
         self.model = model
         self.encoder = processor if isinstance(processor, PromptEncoder) else PromptEncoder(processor)
@@ -89,6 +93,9 @@ class RolloutEngine:
             raise ValueError(
                 f"RolloutEngine: image_cache_memory={image_cache_memory}; allowed: bytes, 0 or more, or None"
             )
+        if merge_lora and not has_lora(model):
+            raise ValueError("RolloutEngine: merge_lora=True: the model has no adapters; allowed: False")
+        self._merge = LoraMerge(model) if merge_lora else None
         self.configs = language_configs(model)
         self.image_configs = image_configs(model)
         self.shape = probe(model)
@@ -154,16 +161,23 @@ class RolloutEngine:
         first = next(pending, None)
         if first is None:
             raise ValueError("rollout: the data set is empty; give at least one problem")
-        was_training = self.model.training
-        self.model.eval()
-        self.stats = RolloutStats()
-        self.features.refresh()
-        try:
+        with self.sampling():
             item: Pending | None = first
             while item is not None:
                 wave = Wave(self, item, pending, self.stats)
                 yield from wave.run()
                 item, pending = wave.left, wave.pending
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Around what is sampled together: the model as rollouts run it, its images known, the statistics new."""
+        was_training = self.model.training
+        self.model.eval()
+        self.stats = RolloutStats()
+        try:
+            with nullcontext() if self._merge is None else self._merge.active():
+                self.features.refresh()
+                yield
         finally:
             forget_rope_deltas(self.model)
             self.model.train(was_training)

@@ -16,13 +16,11 @@ import numpy as np
 import torch
 
 from mstar_engine.models.attention import hooked
-from mstar_engine.models.compatibility import forget_rope_deltas
 from mstar_engine.models.image_attention import packed_images
 from mstar_engine.rollout.decode_buffers import FLAT, HELD
 from mstar_engine.rollout.engine import RolloutEngine
 from mstar_engine.rollout.kv_cache import KVCache
 from mstar_engine.rollout.runner import ModelRunner
-from mstar_engine.rollout.stats import RolloutStats
 from mstar_engine.rollout.stepper import Stepper
 from mstar_engine.rollout.wave import Pending, Wave, problem_key
 from mstar_engine.types import Problem, Response, SamplingParams
@@ -220,11 +218,7 @@ def complete(
     What is drawn depends on (seed, problem id, sample, position) and the model, not on scheduling. ValueError names the
     problem whose tree cannot fit the cache.
     """
-    was_training = engine.model.training
-    engine.model.eval()
-    engine.stats = RolloutStats()
-    engine.features.refresh()
-    try:
+    with engine.sampling():
         for first in range(0, len(plans), together):
             batch = []
             for plan in plans[first : first + together]:
@@ -233,6 +227,3 @@ def complete(
                 batch.append((plan, Pending(plan.problem, prompt, params, empty.astype(np.float32), empty)))
             wave = ForkWave(engine, batch[0][1], iter(()), engine.stats)
             yield from wave.run_plans(batch)
-    finally:
-        forget_rope_deltas(engine.model)
-        engine.model.train(was_training)

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +35,22 @@ def save_checkpoint(
     tensors: dict[str, torch.Tensor] | None = None,
     state: dict[str, Any] | None = None,
     files: dict[str, dict[str, torch.Tensor]] | None = None,
+    save: Callable[[PreTrainedModel, ProcessorMixin, Path], None] = save_model,
 ) -> None:
     """Write a checkpoint directory atomically: `tensors` the optimizer's state by name, `state` JSON-ready counters.
 
-    `files` are further safetensors files beside the weights, by name.
+    `files` are further safetensors files beside the weights, by name. `save` writes what there is of the model.
     """
     part = path.with_name(path.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        save_model(model, processor, part)
+        save(model, processor, part)
         beside = {} if tensors is None else {OPTIMIZER: tensors}
         for name, held in (beside | (files or {})).items():
             save_file({key: value.detach().cpu().contiguous() for key, value in held.items()}, part / name)
         (part / STATE).write_text(json.dumps(state or {}, indent=1))
-        for file in part.iterdir():
+        for file in part.rglob("*"):
             _sync(file)
         old = path.with_name(path.name + ".old")
         shutil.rmtree(old, ignore_errors=True)

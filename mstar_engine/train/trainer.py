@@ -165,7 +165,8 @@ class Trainer:
         """The mean loss of a batch, and the norm of its gradients before they were clipped."""
         pad_id = self.encoder.tokenizer.pad_token_id or 0
         parts = []
-        with nullcontext() if self.masters is None else self.masters.gathering():
+        gathering = nullcontext() if self.masters is None else self.masters.gathering()
+        with gathering, self._own_draws():
             for run in self.objective.runs(self.model, examples, self.encoder, self.max_tokens, max_examples):
                 with self._in_memory(run):
                     part = self.objective.loss(self.model, run, self.encoder, pad_id) / total
@@ -245,6 +246,14 @@ class Trainer:
         """Set the step count and the (epoch, examples done) inside a started epoch."""
         self.global_step = global_step
         self._cursor = None if cursor is None else (cursor[0], cursor[1])
+
+    @contextmanager
+    def _own_draws(self) -> Iterator[None]:
+        """Draw the dropout of a step by its number alone: a resumed run draws what an undisturbed one does."""
+        device = self._trained[0].device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self.global_step)
+            yield
 
     @contextmanager
     def _in_memory(self, examples: Sequence[Any]) -> Iterator[None]:

@@ -36,6 +36,7 @@ def test_rollout_keys_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
         "decode": "fixed",
         "torch_compile": True,
         "image_cache_memory": 4096,
+        "merge_lora": False,
     }
     assert policy.engine.features.capacity == 4096
 
