@@ -1,0 +1,114 @@
+"""Which prompts may share a forward. Most families take the images of a batch behind one another in the first dimension
+of every input; some do not (all images in one row of pixels, indices that count from the batch's first patch).
+
+That is not taken on trust: the first two prompts that show some kind of input are run together and alone, and must have
+the same logits, or prompts of that kind are run one at a time from then on, and the log says so.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mstar_engine.models.compatibility import forget_rope_deltas
+from mstar_engine.models.packed_row import in_words, most_difference
+from mstar_engine.models.prompts import EncodedPrompt
+
+log = logging.getLogger(__name__)
+MAX_PREFILL_BATCH = 16
+"""Prompts of one shape that go through one forward; more only raises peak memory."""
+
+
+class ImageBatches:
+    """Splits prompts into those that share a forward of `model`; remembers what proved right."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.joined: dict[frozenset[str], bool] = {}
+        """By the names of a kind's inputs: whether its prompts share a forward."""
+
+    def split(self, prompts: Sequence[EncodedPrompt]) -> list[list[int]]:
+        """Places in `prompts`, by forward. To be called with no attention step set."""
+        return [
+            part
+            for batch in same_shape(prompts)
+            for part in ([batch] if self._shares([prompts[i] for i in batch]) else [[place] for place in batch])
+        ]
+
+    def _shares(self, prompts: Sequence[EncodedPrompt]) -> bool:
+        """Whether prompts of one shape go through one forward together."""
+        if len(prompts) == 1 or not prompts[0].inputs:
+            return True
+        kind = frozenset((*prompts[0].inputs, *prompts[0].token_inputs))
+        if kind not in self.joined:
+            other = next((prompt for prompt in prompts if _differ(prompts[0], prompt)), None)
+            if other is None:  # one image: what is wrong with two would not show
+                return self._reason([prompts[0], prompts[1]]) is None
+            reason = self._reason([prompts[0], other])
+            self.joined[kind] = reason is None
+            if reason is not None:
+                family = self.model.config.model_type
+                log.warning(
+                    "model family %r: prompts with images are run one at a time, a batch of them does not compute "
+                    "what each does alone (%s)",
+                    family,
+                    reason,
+                )
+        return self.joined[kind]
+
+    @torch.no_grad()
+    def _reason(self, pair: Sequence[EncodedPrompt]) -> str | None:
+        """Why two prompts cannot share a forward, in words."""
+        try:
+            together = self._logits(pair)
+            alone = torch.cat([self._logits([prompt]) for prompt in pair])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a family's own code: alone it may run as it always did
+            return in_words(error)
+        finally:
+            forget_rope_deltas(self.model)
+        if together.shape != alone.shape:
+            return f"logits of {tuple(together.shape)}, not {tuple(alone.shape)}"
+        difference = (together - alone).norm(dim=1) / alone.norm(dim=1)
+        if not bool((difference <= most_difference(self.model)).all()):
+            return f"logits differ by {float(difference.max()):.1%}"
+        return None
+
+    def _logits(self, prompts: Sequence[EncodedPrompt]) -> Tensor:
+        """The last logits of some prompts in one forward, float32 [prompts, V]."""
+        last = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        forget_rope_deltas(self.model)
+        inputs = stack_inputs(prompts, self.model.device)
+        return self.model(**inputs, use_cache=False, **({"logits_to_keep": 1} if last else {})).logits[:, -1].float()
+
+
+def _differ(a: EncodedPrompt, b: EncodedPrompt) -> bool:
+    return any(not torch.equal(value, b.inputs[name]) for name, value in a.inputs.items())
+
+
+def stack_inputs(prompts: Sequence[EncodedPrompt], device: torch.device) -> dict[str, Tensor]:
+    """Model inputs of prompts of one shape (see `same_shape`): input_ids int64 [prompts, length] and the rest."""
+    inputs = {name: torch.cat([prompt.inputs[name] for prompt in prompts]).to(device) for name in prompts[0].inputs}
+    for name in prompts[0].token_inputs:
+        inputs[name] = torch.stack([prompt.token_inputs[name] for prompt in prompts]).to(device)
+    tokens = torch.stack([prompt.input_ids for prompt in prompts]).to(device)
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), **inputs}
+
+
+def same_shape(prompts: Sequence[EncodedPrompt]) -> list[list[int]]:
+    """Split into batches of one prompt length and one input shape: no padding, so no differences by masking."""
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        shapes = sorted((name, str(value.shape), str(value.dtype)) for name, value in prompt.inputs.items())
+        alike.setdefault((len(prompt.input_ids), *shapes, *sorted(prompt.token_inputs)), []).append(index)
+    return [
+        indices[begin : begin + MAX_PREFILL_BATCH]
+        for indices in alike.values()
+        for begin in range(0, len(indices), MAX_PREFILL_BATCH)
+    ]
