@@ -16,6 +16,7 @@ from mstar_engine.models.compatibility import forget_rope_deltas
 from mstar_engine.models.image_batches import ImageBatches, stack_inputs
 from mstar_engine.models.positions import PositionWatch
 from mstar_engine.models.prompts import EncodedPrompt
+from mstar_engine.rollout.generate_proof import GenerateProof
 from mstar_engine.rollout.image_features import ImageFeatureCache
 from mstar_engine.rollout.kv_cache import KVCache
 from mstar_engine.rollout.packed_prefill import PackedPrefill, Prefilled
@@ -35,6 +36,7 @@ class ModelRunner:
         backend: str,
         features: ImageFeatureCache,
         batches: ImageBatches,
+        proof: GenerateProof,
         packed_prefill: PackedPrefill | None = None,
     ) -> None:
         self.model = model
@@ -43,6 +45,7 @@ class ModelRunner:
         self.backend = backend
         self.features = features
         self.batches = batches
+        self.proof = proof
         self.packed_prefill = packed_prefill
         self.device = cache.shape.device
         accepted = inspect.signature(model.forward).parameters
@@ -68,6 +71,7 @@ class ModelRunner:
 
     def prefill(self, prompts: Sequence[EncodedPrompt]) -> torch.Tensor:
         """Run the plan's prompts (in plan order) and return the last row of logits of each, [G, V]."""
+        self.proof.check(prompts, self.backend)
         plan = self.plan
         begins = plan.token_begin[: plan.num_groups + 1].tolist()
         groups = plan.group_ids[: plan.num_groups]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import transformers
+from packaging import version
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -54,7 +55,8 @@ class Family:
 
     `join` makes one prompt's inputs of several images' (None: behind one another in the first dimension). `marks` names
     the token inputs that are 1 on image tokens, `prefix_marks` one that is 0 on the whole prompt. `spread` scales the
-    weights. `attention`: the implementation that the model is built with.
+    weights. `attention`: the implementation that the model is built with. `since`: the first
+    version of transformers whose own `generate` is known to run these prompts.
     """
 
     config: Callable[[], PretrainedConfig]
@@ -66,6 +68,7 @@ class Family:
     tokens: int = 12
     spread: float = 4.0
     notes: str = ""
+    since: str = ""
     attention: str = "sdpa"
     cases: tuple[str, ...] = CASES
 
@@ -86,6 +89,8 @@ def family(name: str) -> Callable[[Callable[[], Family]], Callable[[], Family]]:
 
 def build(made: Family, seed: int = 0) -> PreTrainedModel:
     """A model with random float32 weights, large enough in spread that greedy choices are clear and images matter."""
+    if version.parse(transformers.__version__) < version.parse(made.since or "0"):
+        raise AbsentError(f"transformers {transformers.__version__} itself cannot run these prompts")
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(made.config(), attn_implementation=made.attention)
     with torch.no_grad():
@@ -98,7 +103,13 @@ def build(made: Family, seed: int = 0) -> PreTrainedModel:
 
 def prompts(made: Family) -> dict[str, EncodedPrompt]:
     """The prompts of a family by case."""
-    return {case: _with_processor(made, case) if made.processor else _by_hand(made, case) for case in made.cases}
+    try:
+        processor = made.processor() if made.processor else None
+    except ImportError:  # it wants torchvision in this version
+        if made.image is None:
+            raise
+        processor = None
+    return {case: _by_hand(made, case) if processor is None else _encoded(processor, case) for case in made.cases}
 
 
 def sizes_of(case: str) -> list[str]:
@@ -113,8 +124,8 @@ def picture(size: str, seed: int) -> Image.Image:
     return Image.fromarray(pixels.to(torch.uint8).numpy())
 
 
-def _with_processor(made: Family, case: str) -> EncodedPrompt:
-    encoder = PromptEncoder(made.processor())
+def _encoded(processor: ProcessorMixin, case: str) -> EncodedPrompt:
+    encoder = PromptEncoder(processor)
     first = SEEDS[case]
     images = tuple(picture(size, first + i) for i, size in enumerate(sizes_of(case)))
     return encoder.encode(Problem(id=case, question="What is the sum of 2 + 3?", images=images))

@@ -39,7 +39,17 @@ def _idefics_kind(name: str, images: str, processor: str, notes: str) -> Family:
             scale_factor=2,
         )
 
-    return Family(config, processor=make, notes=notes)
+    def image(size: str, generator: torch.Generator) -> Made:
+        """As that processor does, where it is not to be had (transformers before 5.24 without torchvision)."""
+        count = 1 if size == "usual" else 3
+        one = [tokenizer.convert_tokens_to_ids(token) for token in ["<fake_token_around_image>", *["<image>"] * 9]]
+        pixels = torch.randn(1, count, 3, 24, 24, generator=generator)
+        return one * count, {
+            "pixel_values": pixels,
+            "pixel_attention_mask": torch.ones(1, count, 24, 24, dtype=torch.long),
+        }
+
+    return Family(config, image, make, join=padded, notes=notes)
 
 
 @family("idefics3")
@@ -133,7 +143,8 @@ def _minicpmv4_6() -> Family:
             video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
         )
 
-    return Family(config, processor=make, notes="images behind one another in one row of pixels")
+    notes = "images behind one another in one row of pixels: prompts with images run one at a time"
+    return Family(config, processor=make, since="5.24", notes=notes)
 
 
 def tiles(tokens: int, *, most: int = 3):
