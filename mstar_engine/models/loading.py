@@ -11,12 +11,14 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoProcessor,
     PretrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
 )
 
+IMAGE_CLASSES = (AutoModelForImageTextToText, AutoModelForMultimodalLM)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -70,8 +72,14 @@ def _no_flash_attention(config: PretrainedConfig, dtype: str, device: torch.devi
 
 def class_of(config: PretrainedConfig) -> type[PreTrainedModel] | None:
     """The model class that a config is loaded as, if transformers has one."""
-    mappings = (AutoModelForImageTextToText._model_mapping, AutoModelForCausalLM._model_mapping)
+    mappings = (kind._model_mapping for kind in (*IMAGE_CLASSES, AutoModelForCausalLM))
     return next((mapping[type(config)] for mapping in mappings if type(config) in mapping), None)
+
+
+def image_class(config: PretrainedConfig) -> type:
+    """The auto class that loads an image-text-to-text model of a config: some families (Phi-4 multimodal) are listed
+    among those of several modalities alone."""
+    return next((kind for kind in IMAGE_CLASSES if type(config) in kind._model_mapping), IMAGE_CLASSES[0])
 
 
 def load_model(
@@ -85,9 +93,10 @@ def load_model(
     if dtype not in DTYPES:
         raise ValueError(f"model.dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
     device = torch.device(device)
-    attention = attention_of(attn_implementation, load_config_of(path), dtype, device)
+    config = load_config_of(path)
+    attention = attention_of(attn_implementation, config, dtype, device)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
+        model = image_class(config).from_pretrained(
             path, dtype=DTYPES[dtype], attn_implementation=attention, use_safetensors=True
         )
         processor = AutoProcessor.from_pretrained(path)

@@ -14,9 +14,10 @@ import torch
 import transformers
 from packaging import version
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from mstar_engine.models.loading import image_class
 from mstar_engine.models.prompts import EncodedPrompt, PromptEncoder
 from mstar_engine.types import Problem
 
@@ -92,7 +93,8 @@ def build(made: Family, seed: int = 0) -> PreTrainedModel:
     if version.parse(transformers.__version__) < version.parse(made.since or "0"):
         raise AbsentError(f"transformers {transformers.__version__} itself cannot run these prompts")
     torch.manual_seed(seed)
-    model = AutoModelForImageTextToText.from_config(made.config(), attn_implementation=made.attention)
+    config = made.config()
+    model = image_class(config).from_config(config, attn_implementation=made.attention)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
