@@ -61,7 +61,7 @@ def _idefics3() -> Family:
 @family("smolvlm")
 def _smolvlm() -> Family:
     """Its processor needs the package num2words, for videos only: tiles as the one of Idefics3 makes them."""
-    notes = "tiles padded to a count, with a mask of pixels"
+    notes = "tiles padded to a count, with a mask of pixels; prompts by Idefics3's processor"
     return _idefics_kind("smolvlm", "Idefics3ImageProcessorPil", "Idefics3Processor", notes)
 
 
@@ -143,7 +143,10 @@ def _minicpmv4_6() -> Family:
             video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
         )
 
-    notes = "images behind one another in one row of pixels: prompts with images run one at a time"
+    notes = (
+        "all images in one row of pixels: prompts with images run one at a time; with its default text model (Qwen3.5, "
+    )
+    notes += "linear attention) it is refused"
     return Family(config, processor=make, since="5.24", notes=notes)
 
 
