@@ -126,7 +126,7 @@ def _aria() -> Family:
         return auto(
             "aria",
             vision_config=dict(model_type="idefics3_vision", image_size=24, patch_size=4) | VISION,
-            text_config=TEXT | dict(moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
+            text_config=TEXT | dict(model_type="aria_text", moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
             projector_patch_to_query_dict={36: 4},
             image_token_index=IMAGE,
         )
