@@ -43,12 +43,14 @@ class ModelConfig:
     `dtype` is that of its parameters; "auto" is bfloat16 with train.bf16, else float32. `device` "auto" is the GPU
     where there is one. `attn_implementation`, for prompts and in training: "auto" takes flash_attention_2 where that
     runs (on CUDA from compute capability 8.0 on, in half precision, with flash-attn installed), else sdpa.
+    `trust_remote_code` runs code that the checkpoint brings; a warning names its files.
     """
 
     model_name_or_path: Text = "tiny"
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "auto"] = "sdpa"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    trust_remote_code: bool = False
 
 
 @section

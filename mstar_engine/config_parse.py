@@ -46,7 +46,7 @@ NOT_IDENTITY = (
     "train.use_liger_kernel",
 )
 # Keys that came later, with what runs did without them: a run directory that lacks one is no other run.
-LATER = {"train.bf16": False}
+LATER = {"train.bf16": False, "model.trust_remote_code": False}
 
 # What other trainers call the same thing.
 SYNONYMS = {

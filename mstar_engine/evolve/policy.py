@@ -66,6 +66,7 @@ class Policy:
             dtype=config.dtype,
             attn_implementation=config.model.attn_implementation,
             device=device_of(config.model.device),
+            trust_remote_code=config.model.trust_remote_code,
         )
         return cls(model, processor, config, schedule)
 

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
@@ -18,17 +19,23 @@ from transformers import (
     ProcessorMixin,
 )
 
+from mstar_engine.models.remote_code import own_class, refuse_code
+
 IMAGE_CLASSES = (AutoModelForImageTextToText, AutoModelForMultimodalLM)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_config_of(path: str | Path, key: str = "model.model_name_or_path") -> PretrainedConfig:
-    """The config of a checkpoint directory (or hub name); no weights are read. ValueError names `key` and the path."""
+def load_config_of(
+    path: str | Path, key: str = "model.model_name_or_path", *, trust_remote_code: bool = False
+) -> PretrainedConfig:
+    """The config of a checkpoint directory (or hub name); no weights are read. ValueError names `key` and the path, and
+    the files where it is code that is not trusted."""
     local = Path(path)
     if local.exists() and not (local / "config.json").is_file():
         raise ValueError(f"{key}={path}: no config.json there; give a Hugging Face checkpoint directory")
+    refuse_code(path, key, trust_remote_code)
     try:
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ValueError(f"{key}={path}: no checkpoint there ({first_line})") from error
@@ -78,14 +85,25 @@ def class_of(config: PretrainedConfig) -> type[PreTrainedModel] | None:
 
 def image_class(config: PretrainedConfig) -> type:
     """The auto class that loads an image-text-to-text model of a config: some families (Phi-4 multimodal) are listed
-    among those of several modalities alone."""
-    return next((kind for kind in IMAGE_CLASSES if type(config) in kind._model_mapping), IMAGE_CLASSES[0])
+    among those of several modalities alone, and a checkpoint's own code may know others."""
+    own = own_class(config, (*IMAGE_CLASSES, AutoModelForCausalLM, AutoModel))
+    return (
+        own
+        if own is not None and class_of(config) is None
+        else next((kind for kind in IMAGE_CLASSES if type(config) in kind._model_mapping), IMAGE_CLASSES[0])
+    )
 
 
 def load_model(
-    path: str | Path, *, dtype: str = "float32", attn_implementation: str = "sdpa", device: str | torch.device = "cpu"
+    path: str | Path,
+    *,
+    dtype: str = "float32",
+    attn_implementation: str = "sdpa",
+    device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model and processor of a checkpoint directory (or hub name). Weights are read from safetensors only.
+    """The model and processor of a checkpoint directory (or hub name). Weights are read from safetensors only. Code of
+    the checkpoint is run only with `trust_remote_code`, and a warning then names its files.
 
     Raises ValueError naming the path when the directory is no such checkpoint, or the dtype when it is unknown; naming
     the attention when it cannot run there (see `attention_of`).
@@ -93,13 +111,17 @@ def load_model(
     if dtype not in DTYPES:
         raise ValueError(f"model.dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
     device = torch.device(device)
-    config = load_config_of(path)
+    config = load_config_of(path, trust_remote_code=trust_remote_code)
     attention = attention_of(attn_implementation, config, dtype, device)
     try:
         model = image_class(config).from_pretrained(
-            path, dtype=DTYPES[dtype], attn_implementation=attention, use_safetensors=True
+            path,
+            dtype=DTYPES[dtype],
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
         )
-        processor = AutoProcessor.from_pretrained(path)
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ValueError(f"model.model_name_or_path={path}: cannot be loaded ({first_line})") from error
