@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mstar_engine.models.compatibility import forget_rope_deltas
+from mstar_engine.models.compatibility import forget_rope_deltas, ordinary_token_id
 from mstar_engine.models.packed_row import in_words, most_difference
-from mstar_engine.models.prompts import EncodedPrompt
+from mstar_engine.models.prompts import EncodedPrompt, joined_inputs
 
 log = logging.getLogger(__name__)
 MAX_PREFILL_BATCH = 16
@@ -39,6 +40,7 @@ class ImageBatches:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self._padded = False
         self.joined: dict[Kind, bool] = {}
         """By kind: whether its prompts share a forward."""
 
@@ -50,6 +52,35 @@ class ImageBatches:
             for part in ([batch] if self._shares([prompts[i] for i in batch]) else [[place] for place in batch])
         ]
 
+    def joins(self, prompts: Sequence[EncodedPrompt]) -> bool:
+        """Whether prompts of any length, padded to the right, go through one forward together, as in training. Told by
+        the first two with other images that can be concatenated; True where there are none."""
+        pictured = [prompt for prompt in prompts if prompt.inputs]
+        for number, first in enumerate(pictured):
+            kind = kind_of(first)
+            other = next((p for p in pictured[number + 1 :] if kind_of(p) == kind and _differ(first, p)), None)
+            if kind not in self.joined and other is not None:
+                self._decide(kind, [first, other])
+            if not self.joined.get(kind, True):
+                return False
+        return True
+
+    def _decide(self, kind: Kind, pair: Sequence[EncodedPrompt]) -> None:
+        training = self.model.training
+        self.model.eval()
+        try:
+            reason = self._reason(pair)
+        finally:
+            self.model.train(training)
+        self.joined[kind] = reason is None
+        if reason is not None:
+            log.warning(
+                "model family %r: prompts with images are run one at a time, a batch of them does not compute what "
+                "each does alone (%s)",
+                self.model.config.model_type,
+                reason,
+            )
+
     def _shares(self, prompts: Sequence[EncodedPrompt]) -> bool:
         """Whether prompts of one shape go through one forward together."""
         if len(prompts) == 1 or not prompts[0].inputs:
@@ -59,25 +90,18 @@ class ImageBatches:
             other = next((prompt for prompt in prompts if _differ(prompts[0], prompt)), None)
             if other is None:  # one image: what is wrong with two would not show
                 return self._reason([prompts[0], prompts[1]]) is None
-            reason = self._reason([prompts[0], other])
-            self.joined[kind] = reason is None
-            if reason is not None:
-                family = self.model.config.model_type
-                log.warning(
-                    "model family %r: prompts with images are run one at a time, a batch of them does not compute "
-                    "what each does alone (%s)",
-                    family,
-                    reason,
-                )
+            self._decide(kind, [prompts[0], other])
         return self.joined[kind]
 
     @torch.no_grad()
     def _reason(self, pair: Sequence[EncodedPrompt]) -> str | None:
         """Why two prompts cannot share a forward, in words."""
+        self._padded = len({len(prompt.input_ids) for prompt in pair}) > 1
         try:
             together = self._logits(pair)
             alone = torch.cat([self._logits([prompt]) for prompt in pair])
-            foreign = self._logits([replace(pair[1], inputs=pair[0].inputs)])
+            alike = all(value.shape == pair[1].inputs[name].shape for name, value in pair[0].inputs.items())
+            foreign = self._logits([replace(pair[1], inputs=pair[0].inputs)]) if alike else None
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a family's own code: alone it may run as it always did
@@ -89,21 +113,34 @@ class ImageBatches:
         size = alone.norm(dim=1)
         difference = (together - alone).norm(dim=1) / size
         # The usual mistake shows the second prompt the first one's image, which may not matter much.
-        most = min(most_difference(self.model), float((foreign[0] - alone[1]).norm() / size[1]) / 2 or 1.0)
+        most = most_difference(self.model)
+        if foreign is not None:
+            most = min(most, float((foreign[0] - alone[1]).norm() / size[1]) / 2 or 1.0)
         if not bool((difference <= most).all()):
             return f"logits differ by {float(difference.max()):.1%}"
         return None
 
     def _logits(self, prompts: Sequence[EncodedPrompt]) -> Tensor:
-        """The last logits of some prompts in one forward, float32 [prompts, V]."""
-        last = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        """The last logits of some prompts in one forward, float32 [prompts, V]; where they differ in length, the last
+        hidden states [prompts, D] instead, for those of every position are cheap."""
         forget_rope_deltas(self.model)
-        inputs = stack_inputs(prompts, self.model.device)
+        ends = [len(prompt.input_ids) for prompt in prompts]
+        if self._padded and len(prompts) > 1:
+            inputs = padded_inputs(prompts, ordinary_token_id(self.model.config), self.model.device)
+        else:
+            inputs = stack_inputs(prompts, self.model.device)
+        if self._padded:
+            hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+            return torch.stack([row[end - 1] for row, end in zip(hidden, ends)]).float()
+        last = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         return self.model(**inputs, use_cache=False, **({"logits_to_keep": 1} if last else {})).logits[:, -1].float()
 
 
 def _differ(a: EncodedPrompt, b: EncodedPrompt) -> bool:
-    return any(not torch.equal(value, b.inputs[name]) for name, value in a.inputs.items())
+    return any(
+        value.shape != b.inputs[name].shape or not torch.equal(value, b.inputs[name])
+        for name, value in a.inputs.items()
+    )
 
 
 def stack_inputs(prompts: Sequence[EncodedPrompt], device: torch.device) -> dict[str, Tensor]:
@@ -113,6 +150,19 @@ def stack_inputs(prompts: Sequence[EncodedPrompt], device: torch.device) -> dict
         inputs[name] = torch.stack([prompt.token_inputs[name] for prompt in prompts]).to(device)
     tokens = torch.stack([prompt.input_ids for prompt in prompts]).to(device)
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), **inputs}
+
+
+def padded_inputs(prompts: Sequence[EncodedPrompt], pad_id: int, device: torch.device) -> dict[str, Tensor]:
+    """As `stack_inputs`, of prompts of any length, padded to the right without a mask."""
+    length = max(len(prompt.input_ids) for prompt in prompts)
+    inputs = joined_inputs(prompts)
+    inputs["input_ids"] = torch.stack(
+        [F.pad(prompt.input_ids, (0, length - len(prompt.input_ids)), value=pad_id) for prompt in prompts]
+    )
+    for name in {name for prompt in prompts for name in prompt.token_inputs}:
+        values = [prompt.token_inputs[name] for prompt in prompts]
+        inputs[name] = torch.stack([F.pad(value, (0, length - len(value))) for value in values])
+    return {name: value.to(device) for name, value in inputs.items()}
 
 
 def same_shape(prompts: Sequence[EncodedPrompt]) -> list[list[int]]:
