@@ -2,12 +2,11 @@
 of every input; some do not (all images in one row of pixels, indices that count from the batch's first patch).
 
 That is not taken on trust: the first two prompts that show some kind of input are run together and alone, and must have
-the same logits, or prompts of that kind are run one at a time from then on, and the log says so.
+the same hidden states, or prompts of that kind are run one at a time from then on, and the log says so.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -40,7 +39,6 @@ class ImageBatches:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self._padded = False
         self.joined: dict[Kind, bool] = {}
         """By kind: whether its prompts share a forward."""
 
@@ -96,12 +94,11 @@ class ImageBatches:
     @torch.no_grad()
     def _reason(self, pair: Sequence[EncodedPrompt]) -> str | None:
         """Why two prompts cannot share a forward, in words."""
-        self._padded = len({len(prompt.input_ids) for prompt in pair}) > 1
         try:
-            together = self._logits(pair)
-            alone = torch.cat([self._logits([prompt]) for prompt in pair])
+            together = self._states(pair)
+            alone = torch.cat([self._states([prompt]) for prompt in pair])
             alike = all(value.shape == pair[1].inputs[name].shape for name, value in pair[0].inputs.items())
-            foreign = self._logits([replace(pair[1], inputs=pair[0].inputs)]) if alike else None
+            foreign = self._states([replace(pair[1], inputs=pair[0].inputs)]) if alike else None
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a family's own code: alone it may run as it always did
@@ -109,7 +106,7 @@ class ImageBatches:
         finally:
             forget_rope_deltas(self.model)
         if together.shape != alone.shape:
-            return f"logits of {tuple(together.shape)}, not {tuple(alone.shape)}"
+            return f"hidden states of {tuple(together.shape)}, not {tuple(alone.shape)}"
         size = alone.norm(dim=1)
         difference = (together - alone).norm(dim=1) / size
         # The usual mistake shows the second prompt the first one's image, which may not matter much.
@@ -117,23 +114,20 @@ class ImageBatches:
         if foreign is not None:
             most = min(most, float((foreign[0] - alone[1]).norm() / size[1]) / 2 or 1.0)
         if not bool((difference <= most).all()):
-            return f"logits differ by {float(difference.max()):.1%}"
+            return f"hidden states differ by {float(difference.max()):.1%}"
         return None
 
-    def _logits(self, prompts: Sequence[EncodedPrompt]) -> Tensor:
-        """The last logits of some prompts in one forward, float32 [prompts, V]; where they differ in length, the last
-        hidden states [prompts, D] instead, for those of every position are cheap."""
+    def _states(self, prompts: Sequence[EncodedPrompt]) -> Tensor:
+        """The last hidden state of each prompt, in one forward, float32 [prompts, D]; logits where there is none."""
         forget_rope_deltas(self.model)
         ends = [len(prompt.input_ids) for prompt in prompts]
-        if self._padded and len(prompts) > 1:
+        if len(set(ends)) > 1:
             inputs = padded_inputs(prompts, ordinary_token_id(self.model.config), self.model.device)
         else:
             inputs = stack_inputs(prompts, self.model.device)
-        if self._padded:
-            hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
-            return torch.stack([row[end - 1] for row, end in zip(hidden, ends)]).float()
-        last = "logits_to_keep" in inspect.signature(self.model.forward).parameters
-        return self.model(**inputs, use_cache=False, **({"logits_to_keep": 1} if last else {})).logits[:, -1].float()
+        output = self.model.base_model(**inputs, use_cache=False)
+        states = output.last_hidden_state if "last_hidden_state" in output else output.logits
+        return torch.stack([row[end - 1] for row, end in zip(states, ends)]).float()
 
 
 def _differ(a: EncodedPrompt, b: EncodedPrompt) -> bool:
