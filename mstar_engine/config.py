@@ -44,6 +44,7 @@ class ModelConfig:
     `dtype` is that of its parameters; "auto" is bfloat16 with train.bf16, else float32. `device` "auto" is the GPU
     where there is one. `attn_implementation`, for prompts and in training: "auto" takes flash_attention_2 where that
     runs (on CUDA from compute capability 8.0 on, in half precision, with flash-attn installed), else sdpa.
+    `trust_remote_code` runs code that the checkpoint brings; a warning names its files.
 
     `lora_r` above 0 trains low-rank adapters of that rank (by peft) instead of the weights, at `lora_alpha / lora_r`
     times what they compute, on the linear layers that `lora_target_modules` names: parts of dotted names (q_proj,
@@ -55,6 +56,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "auto"] = "sdpa"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    trust_remote_code: bool = False
     lora_r: CountOrOff = 0
     lora_alpha: Rate = 32.0
     lora_dropout: Momentum = 0.0

@@ -60,6 +60,7 @@ LATER = {
     "data.check_images": "decode",
     "data.max_image_bytes": 64 << 20,
     "data.max_image_pixels": 50_000_000,
+    "model.trust_remote_code": False,
     "model.lora_r": 0,
     "model.lora_alpha": 32.0,
     "model.lora_dropout": 0.0,

@@ -89,6 +89,7 @@ class Policy:
             dtype=config.dtype,
             attn_implementation=config.model.attn_implementation,
             device=device_of(config.model.device),
+            trust_remote_code=config.model.trust_remote_code,
         )
         prepare(model, config)
         if adapters is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import PretrainedConfig
 
 from mstar_engine.config import RunConfig
 from mstar_engine.data.checks import check_data
@@ -62,10 +63,16 @@ def check_answers(data: DataSet) -> None:
         refuse_unreadable(getattr(data, field.name), f"{field.name} set")
 
 
+def _config_of(config: RunConfig) -> PretrainedConfig:
+    """The config of the policy's model."""
+    name = config.model.model_name_or_path
+    return tiny_config() if name == TINY else load_config_of(name, trust_remote_code=config.model.trust_remote_code)
+
+
 def check_model(config: RunConfig) -> None:
     """Refuse, before a directory is taken, a model that is not there or that cannot do what is asked of it."""
     name = config.model.model_name_or_path
-    model = tiny_config() if name == TINY else load_config_of(name)
+    model = _config_of(config)
     refuse_unsupported(model)
     longest = getattr(model.get_text_config(decoder=True), "max_position_embeddings", None)
     asked = config.rollout.max_completion_length
@@ -82,8 +89,8 @@ def check_model(config: RunConfig) -> None:
 def check_training(config: RunConfig) -> None:
     """Refuse, before a directory is taken, devices and precisions that cannot do what is asked. ValueError names the
     key."""
-    name, train = config.model.model_name_or_path, config.train
-    model, device = tiny_config() if name == TINY else load_config_of(name), device_of(config.model.device)
+    train = config.train
+    model, device = _config_of(config), device_of(config.model.device)
     attention_of(config.model.attn_implementation, model, config.dtype, device)
     use_liger(train.use_liger_kernel, device)
     if config.dtype != "float32" and not train.bf16 and {"warmup", "prm", "evolve"} & set(config.stages):
@@ -143,6 +150,7 @@ def dry_run(config: RunConfig) -> int:
             dtype=config.dtype,
             attn_implementation=config.model.attn_implementation,
             device=device_of(config.model.device),
+            trust_remote_code=config.model.trust_remote_code,
         )
     shape = probe(model)
     prompt = PromptEncoder(processor).encode(data.train[0])

@@ -51,14 +51,14 @@ def refuse_unsupported(config: PretrainedConfig) -> None:
     reasons = []
     if getattr(config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False):
         reasons.append("it is an encoder-decoder")
-    if getattr(text, "cross_attention_layers", None):
+    if _declared(text, "cross_attention_layers") or _declared(text, "cross_layer_interval"):
         reasons.append("its images enter by cross-attention layers")
     other = sorted({kind for kind in (getattr(text, "layer_types", None) or ()) if kind not in KEY_VALUE_LAYERS})
     if other:
         reasons.append(f"it has layers of type {', '.join(other)}")
-    if getattr(text, "num_kv_shared_layers", 0):
+    if _declared(text, "num_kv_shared_layers"):
         reasons.append("its layers share keys and values")
-    if getattr(text, "kv_lora_rank", None):
+    if _declared(text, "kv_lora_rank"):
         reasons.append("it keeps compressed latents (kv_lora_rank)")
     if reasons:
         raise ValueError(
@@ -66,6 +66,16 @@ def refuse_unsupported(config: PretrainedConfig) -> None:
             "Supported: decoder-only image-text-to-text models whose layers keep keys and values "
             "(LLaVA, Qwen-VL, InternVL, Gemma 3, ...); for this one use `model.generate`."
         )
+
+
+def _declared(config: PretrainedConfig, name: str) -> object:
+    """A value of a config; what the config says only by layer counts as declared."""
+    try:
+        return getattr(config, name, None)
+    except Exception as error:  # of transformers' own kind, whose class is not public
+        if "layer" not in str(error):
+            raise
+        return True
 
 
 @torch.no_grad()

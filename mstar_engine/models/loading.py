@@ -9,8 +9,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoProcessor,
     PretrainedConfig,
     PreTrainedModel,
@@ -18,18 +20,24 @@ from transformers import (
 )
 
 from mstar_engine.models.lora import base_of, inject_saved, is_lora, merge_for_good
+from mstar_engine.models.remote_code import own_class, refuse_code
 from mstar_engine.rollout.image_features import tower_parameters
 
+IMAGE_CLASSES = (AutoModelForImageTextToText, AutoModelForMultimodalLM)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_config_of(path: str | Path, key: str = "model.model_name_or_path") -> PretrainedConfig:
-    """The config of a checkpoint directory (or hub name); no weights are read. ValueError names `key` and the path."""
+def load_config_of(
+    path: str | Path, key: str = "model.model_name_or_path", *, trust_remote_code: bool = False
+) -> PretrainedConfig:
+    """The config of a checkpoint directory (or hub name); no weights are read. ValueError names `key` and the path, and
+    the files where it is code that is not trusted."""
     local = Path(path)
     if local.exists() and not (local / "config.json").is_file():
         raise ValueError(f"{key}={path}: no config.json there; give a Hugging Face checkpoint directory")
+    refuse_code(path, key, trust_remote_code)
     try:
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ValueError(f"{key}={path}: no checkpoint there ({first_line})") from error
@@ -73,14 +81,31 @@ def _no_flash_attention(config: PretrainedConfig, dtype: str, device: torch.devi
 
 def class_of(config: PretrainedConfig) -> type[PreTrainedModel] | None:
     """The model class that a config is loaded as, if transformers has one."""
-    mappings = (AutoModelForImageTextToText._model_mapping, AutoModelForCausalLM._model_mapping)
+    mappings = (kind._model_mapping for kind in (*IMAGE_CLASSES, AutoModelForCausalLM))
     return next((mapping[type(config)] for mapping in mappings if type(config) in mapping), None)
 
 
+def image_class(config: PretrainedConfig) -> type:
+    """The auto class that loads an image-text-to-text model of a config: some families (Phi-4 multimodal) are listed
+    among those of several modalities alone, and a checkpoint's own code may know others."""
+    own = own_class(config, (*IMAGE_CLASSES, AutoModelForCausalLM, AutoModel))
+    return (
+        own
+        if own is not None and class_of(config) is None
+        else next((kind for kind in IMAGE_CLASSES if type(config) in kind._model_mapping), IMAGE_CLASSES[0])
+    )
+
+
 def load_model(
-    path: str | Path, *, dtype: str = "float32", attn_implementation: str = "sdpa", device: str | torch.device = "cpu"
+    path: str | Path,
+    *,
+    dtype: str = "float32",
+    attn_implementation: str = "sdpa",
+    device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model and processor of a checkpoint directory (or hub name). Weights are read from safetensors only.
+    """The model and processor of a checkpoint directory (or hub name). Weights are read from safetensors only. Code of
+    the checkpoint is run only with `trust_remote_code`, and a warning then names its files.
 
     A directory of adapters is loaded as the checkpoint that they belong to, with them merged.
 
@@ -92,12 +117,17 @@ def load_model(
     device = torch.device(device)
     adapters = Path(path) if is_lora(path) else None
     path = path if adapters is None else base_of(adapters)
-    attention = attention_of(attn_implementation, load_config_of(path), dtype, device)
+    config = load_config_of(path, trust_remote_code=trust_remote_code)
+    attention = attention_of(attn_implementation, config, dtype, device)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=DTYPES[dtype], attn_implementation=attention, use_safetensors=True
+        model = image_class(config).from_pretrained(
+            path,
+            dtype=DTYPES[dtype],
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
         )
-        processor = AutoProcessor.from_pretrained(path)
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ValueError(f"model.model_name_or_path={path}: cannot be loaded ({first_line})") from error

@@ -23,10 +23,11 @@ from mstar_engine.models.attention import (
     masked_attention,
     plain_attention,
 )
-from mstar_engine.models.compatibility import forget_rope_deltas, refuse_unsupported, rope_delta_modules
+from mstar_engine.models.compatibility import forget_rope_deltas, refuse_unsupported
 from mstar_engine.models.image_attention import image_configs, packed_images
+from mstar_engine.models.image_batches import ImageBatches, stack_inputs
+from mstar_engine.models.positions import PositionWatch
 from mstar_engine.models.prompts import EncodedPrompt
-from mstar_engine.rollout.runner import same_shape, stack_inputs
 
 
 @dataclass(slots=True)
@@ -135,7 +136,8 @@ class BranchRunner:
         self.stats = BranchStats()
         self._configs = language_configs(model)
         self._image_configs = image_configs(model)
-        self._rope_modules = rope_delta_modules(model)
+        self._batches = ImageBatches(model)
+        self._positions = PositionWatch(model)
 
     def run(self, trunks: Sequence[Trunk]) -> Iterator[tuple[range, BranchStates]]:
         """The hidden states of `trunks`, in order, some at a time: (which trunks, their states).
@@ -189,7 +191,7 @@ class BranchRunner:
                 row += len(branch)
         buckets = []
         read = [i for i, trunk in enumerate(trunks) if trunk.branches]  # a prompt alone is asked for nothing
-        for places in same_shape([trunks[i].prompt for i in read]):
+        for places in self._batches.split([trunks[i].prompt for i in read]):
             batch = [read[place] for place in places]
             kept, offsets = self._prefill([trunks[i].prompt for i in batch])
             members = [(place, i, b) for place, i in enumerate(batch) for b in range(len(trunks[i].branches))]
@@ -211,17 +213,14 @@ class BranchRunner:
         return BranchStates(output.last_hidden_state[0], begins)
 
     def _prefill(self, prompts: Sequence[EncodedPrompt]) -> tuple[_KeepStep, list[int]]:
-        """Run prompts of one shape; what each layer keeps, and each prompt's rotary offset (multi-axis rotary)."""
+        """Run prompts of one shape; what each layer keeps, and each prompt's rotary offset."""
         step = _KeepStep()
         inputs = stack_inputs(prompts, self.model.device)
         forget_rope_deltas(self.model)
-        with attention_step(step):
+        with attention_step(step), self._positions.watching():
             self.backbone(**inputs, use_cache=False)
         self.stats.prompt_tokens += inputs["input_ids"].numel()
-        for module in self._rope_modules:
-            if module.rope_deltas is not None:
-                return step, [int(delta) for delta in module.rope_deltas.reshape(-1)]
-        return step, [0] * len(prompts)
+        return step, self._positions.offsets(*inputs["input_ids"].shape)
 
 
 def _bucket(

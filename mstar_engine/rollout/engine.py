@@ -14,11 +14,13 @@ from mstar_engine.models.attention import language_configs
 from mstar_engine.models.compatibility import forget_rope_deltas, probe, special_image_ids
 from mstar_engine.models.fused import FusedLayers, fuses
 from mstar_engine.models.image_attention import image_configs
+from mstar_engine.models.image_batches import ImageBatches
 from mstar_engine.models.lora import LoraMerge, has_lora
 from mstar_engine.models.memory import give_back
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.rollout.decode_buffers import DecodeBuffers
 from mstar_engine.rollout.decoder import Decoder, tiling_for
+from mstar_engine.rollout.generate_proof import GenerateProof
 from mstar_engine.rollout.image_features import ImageFeatureCache
 from mstar_engine.rollout.kv_cache import KVCache, memory_limit
 from mstar_engine.rollout.packed_prefill import PackedPrefill
@@ -106,6 +108,8 @@ class RolloutEngine:
         if image_cache_memory is None:
             image_cache_memory = 2**30 if self.shape.device.type == "cuda" else 0
         self.features = ImageFeatureCache(model, image_cache_memory)
+        self.batches = ImageBatches(model)
+        self.proof = GenerateProof(model, self.shape)
         packs = self.shape.device.type == "cuda" if packed_prefill is None else packed_prefill
         self.packed_prefill = PackedPrefill(model) if packs else None
         self._cache: KVCache | None = None

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from mstar_engine.models.attention import attention_step
 from mstar_engine.models.compatibility import forget_rope_deltas
+from mstar_engine.models.image_batches import Kind, kind_of
 from mstar_engine.models.packed_row import in_words, most_difference, packed_row
 from mstar_engine.models.prompts import EncodedPrompt, joined_inputs
 from mstar_engine.rollout.image_features import ImageFeatureCache
@@ -44,7 +45,7 @@ class PackedPrefill:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.refused: str | None = None
-        self._proven: set[frozenset[str]] = set()
+        self._proven: set[Kind] = set()
 
     def run(
         self,
@@ -79,7 +80,7 @@ class PackedPrefill:
         by_shape: ByShape,
     ) -> Prefilled | None:
         """One row of prompts; None, and `refused` set, where that failed."""
-        kind = frozenset(name for prompt in prompts for name in (*prompt.inputs, *prompt.token_inputs))
+        kind = frozenset(place for prompt in prompts for place in kind_of(prompt))
         proven = kind in self._proven
         # Features that are kept would hide what the vision tower makes of images of several prompts.
         used = features if proven else ImageFeatureCache(self.model, features.capacity)

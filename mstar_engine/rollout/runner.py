@@ -12,8 +12,11 @@ import torch
 from transformers import PreTrainedModel
 
 from mstar_engine.models.attention import attention_step
-from mstar_engine.models.compatibility import forget_rope_deltas, rope_delta_modules
+from mstar_engine.models.compatibility import forget_rope_deltas
+from mstar_engine.models.image_batches import ImageBatches, stack_inputs
+from mstar_engine.models.positions import PositionWatch
 from mstar_engine.models.prompts import EncodedPrompt
+from mstar_engine.rollout.generate_proof import GenerateProof
 from mstar_engine.rollout.image_features import ImageFeatureCache
 from mstar_engine.rollout.kv_cache import KVCache
 from mstar_engine.rollout.packed_prefill import PackedPrefill, Prefilled
@@ -21,12 +24,9 @@ from mstar_engine.rollout.steps import DecodeStep, ExtendStep, PrefillStep
 from mstar_kernels.paged_kv import copy_blocks
 from mstar_kernels.tree_attention import Tree
 
-MAX_PREFILL_BATCH = 16
-"""Prompts of one shape that go through one forward; more only raises peak memory."""
-
 
 class ModelRunner:
-    """Executes prefill, extend and decode plans; keeps one rotary offset per group (multi-axis rotary families)."""
+    """Executes prefill, extend and decode plans; keeps one rotary offset per group."""
 
     def __init__(
         self,
@@ -35,6 +35,8 @@ class ModelRunner:
         plan: Any,
         backend: str,
         features: ImageFeatureCache,
+        batches: ImageBatches,
+        proof: GenerateProof,
         packed_prefill: PackedPrefill | None = None,
     ) -> None:
         self.model = model
@@ -42,11 +44,13 @@ class ModelRunner:
         self.plan = plan
         self.backend = backend
         self.features = features
+        self.batches = batches
+        self.proof = proof
         self.packed_prefill = packed_prefill
         self.device = cache.shape.device
         accepted = inspect.signature(model.forward).parameters
         self.last_row_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-        self.rope_modules = rope_delta_modules(model)
+        self.positions = PositionWatch(model)
         self.rope_deltas = np.zeros(1024, dtype=np.int64)  # by group handle
         self.arrays = {
             name: torch.from_numpy(getattr(plan, name))
@@ -67,6 +71,7 @@ class ModelRunner:
 
     def prefill(self, prompts: Sequence[EncodedPrompt]) -> torch.Tensor:
         """Run the plan's prompts (in plan order) and return the last row of logits of each, [G, V]."""
+        self.proof.check(prompts, self.backend)
         plan = self.plan
         begins = plan.token_begin[: plan.num_groups + 1].tolist()
         groups = plan.group_ids[: plan.num_groups]
@@ -80,19 +85,21 @@ class ModelRunner:
         return found.logits
 
     def _by_shape(self, prompts: Sequence[EncodedPrompt], slots: Sequence[torch.Tensor]) -> Prefilled:
-        """One forward for the prompts of each shape."""
+        """One forward for the prompts of each shape, where they may share one."""
         rows: list[torch.Tensor | None] = [None] * len(prompts)
         deltas = [0] * len(prompts)
-        for batch in same_shape(prompts):
+        for batch in self.batches.split(prompts):
             where = torch.cat([slots[i] for i in batch]).to(self.device)
             alike = [prompts[i] for i in batch]
             inputs = stack_inputs(alike, self.device)
             forget_rope_deltas(self.model)
-            with attention_step(PrefillStep(self.cache, where, self.backend)), self.features.prompts(alike):
+            step = PrefillStep(self.cache, where, self.backend)
+            with attention_step(step), self.features.prompts(alike), self.positions.watching():
                 output = self.model(use_cache=False, **inputs, **self.last_row_only)
+            offsets = self.positions.offsets(*inputs["input_ids"].shape)
             for place, index in enumerate(batch):
                 rows[index] = output.logits[place, -1]
-                deltas[index] = self._rope_delta(place)
+                deltas[index] = offsets[place]
         return Prefilled(torch.stack(rows), deltas)  # type: ignore[arg-type]
 
     def decode(self) -> torch.Tensor:
@@ -121,8 +128,7 @@ class ModelRunner:
     def rotary(self) -> np.ndarray:
         """The positions that the model is given for a decode plan's rows, int [R]."""
         plan = self.plan
-        positions = plan.positions[: plan.num_rows]
-        return positions + self.rope_deltas[plan.row_groups[: plan.num_rows]] if self.rope_modules else positions
+        return plan.positions[: plan.num_rows] + self.rope_deltas[plan.row_groups[: plan.num_rows]]
 
     def extend(self) -> None:
         """Recompute the K and V of tokens that resumed rows had drawn before they were preempted."""
@@ -184,31 +190,3 @@ class ModelRunner:
             blocks = plan.block_table[plan.node_table[m]]
             slots[start : start + len(index)] = blocks[index // size].astype(np.int64) * size + index % size
         return torch.from_numpy(slots)
-
-    def _rope_delta(self, place: int) -> int:
-        for module in self.rope_modules:
-            if module.rope_deltas is not None:
-                return int(module.rope_deltas.reshape(-1)[place])
-        return 0
-
-
-def stack_inputs(prompts: Sequence[EncodedPrompt], device: torch.device) -> dict[str, torch.Tensor]:
-    """Model inputs of prompts of one shape (see `same_shape`): input_ids int64 [prompts, length] and the rest."""
-    inputs = {name: torch.cat([prompt.inputs[name] for prompt in prompts]).to(device) for name in prompts[0].inputs}
-    for name in prompts[0].token_inputs:
-        inputs[name] = torch.stack([prompt.token_inputs[name] for prompt in prompts]).to(device)
-    tokens = torch.stack([prompt.input_ids for prompt in prompts]).to(device)
-    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), **inputs}
-
-
-def same_shape(prompts: Sequence[EncodedPrompt]) -> list[list[int]]:
-    """Split into batches of one prompt length and one input shape: no padding, so no differences by masking."""
-    alike: dict[tuple[object, ...], list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        shapes = sorted((name, str(value.shape), str(value.dtype)) for name, value in prompt.inputs.items())
-        alike.setdefault((len(prompt.input_ids), *shapes, *sorted(prompt.token_inputs)), []).append(index)
-    return [
-        indices[begin : begin + MAX_PREFILL_BATCH]
-        for indices in alike.values()
-        for begin in range(0, len(indices), MAX_PREFILL_BATCH)
-    ]

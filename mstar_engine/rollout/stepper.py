@@ -43,7 +43,14 @@ class Stepper:
         self.plan = scheduler.plan
         self.live = live
         self.runner = ModelRunner(
-            engine.model, cache, self.plan, engine.backend, engine.features, engine.packed_prefill
+            engine.model,
+            cache,
+            self.plan,
+            engine.backend,
+            engine.features,
+            engine.batches,
+            engine.proof,
+            engine.packed_prefill,
         )
         self.decoder = engine.decoder_for(self.plan, cache, self.runner.last_row_only, depth)
         self._ahead: tuple[Drawn, np.ndarray] | None = None

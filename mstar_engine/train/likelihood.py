@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mstar_engine.models.backbone import OutputHead, hidden_states, output_head
+from mstar_engine.models.image_batches import ImageBatches
 from mstar_engine.models.packed_attention import packed_attention
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.train.collate import IGNORE, Batch, collate, micro_batches
@@ -42,6 +43,7 @@ class Likelihood:
         self.packing = packing
         self.use_liger_kernel = use_liger_kernel
         self._packs: bool | None = None  # None: no two examples have been tried yet
+        self._batches: ImageBatches | None = None
         self._head: OutputHead | None = None
         self._probed: nn.Module | None = None
 
@@ -66,7 +68,15 @@ class Likelihood:
                 if reason is not None:
                     family = model.config.model_type
                     log.warning("train.packing: examples are padded, model family %r cannot pack (%s)", family, reason)
+        if not self._joins(model, examples, encoder):
+            max_examples = 1
         return micro_batches(examples, encoder, max_tokens, max_examples, packed=bool(self._packs))
+
+    def _joins(self, model: nn.Module, examples: Sequence[TrainingExample], encoder: PromptEncoder) -> bool:
+        """Whether examples with images share a forward of the model."""
+        if self._batches is None or self._batches.model is not model:
+            self._batches = ImageBatches(model)
+        return self._batches.joins([encoder.encode(example.problem) for example in examples[:TRIED]])
 
     def loss(
         self, model: nn.Module, examples: Sequence[TrainingExample], encoder: PromptEncoder, pad_id: int

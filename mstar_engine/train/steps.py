@@ -16,10 +16,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mstar_engine.models.backbone import hidden_states
+from mstar_engine.models.image_batches import ImageBatches
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.reward.head import RewardHead
 from mstar_engine.train.collate import collate, micro_batches
 from mstar_engine.types import Problem
+
+LOOKED_AT = 4
+"""Examples among which two with images tell whether such share a forward."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,19 +54,26 @@ class StepClassifier(nn.Module):
 class StepObjective:
     """What the trainer minimises on StepExamples: the weighted mean over steps of the cross-entropy."""
 
+    def __init__(self) -> None:
+        self._batches: ImageBatches | None = None
+
     def count(self, examples: Sequence[StepExample]) -> int:
         """Steps of some examples."""
         return sum(len(example.labels) for example in examples)
 
     def runs(
         self,
-        model: nn.Module,
+        model: StepClassifier,
         examples: Sequence[StepExample],
         encoder: PromptEncoder,
         max_tokens: int | None,
         max_examples: int | None,
     ) -> Iterator[list[StepExample]]:
         """The examples, cut into what fits one forward pass; see `micro_batches`."""
+        if self._batches is None or self._batches.model is not model.model:
+            self._batches = ImageBatches(model.model)
+        if not self._batches.joins([encoder.encode(example.problem) for example in examples[:LOOKED_AT]]):
+            max_examples = 1
         return micro_batches(examples, encoder, max_tokens, max_examples)
 
     def loss(

@@ -1,5 +1,7 @@
 """The engine against `model.generate`, and against itself under every schedule."""
 
+from functools import wraps
+
 import numpy as np
 import pytest
 import torch
@@ -278,6 +280,7 @@ def test_out_of_memory_names_what_to_lower(decode: str, processor) -> None:
         if len(calls) == fails_at[0]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
+    list(engine.generate(problems(2), params))  # a family is proven once, by forwards of its own
     handle = engine.model.get_output_embeddings().register_forward_hook(exhausted)
     for failing, what in ((1, "a prefill of 2 prompts"), (5, "a decode step of 4 rows")):
         calls.clear()
@@ -313,6 +316,32 @@ def test_refusals_name_what_is_wrong(processor) -> None:
             list(engine.generate(problems(1), SamplingParams(), samples=lambda _, given=numbers: np.array(given)))
     with pytest.raises(ValueError, match="block_size=0"):
         RolloutEngine(engine.model, engine.encoder, block_size=0)
+
+
+@pytest.mark.parametrize("kind", ["text alone", "pixel_values, image_grid_thw, mm_token_type_ids"])
+def test_a_family_with_a_state_of_its_own_is_refused(kind: str, processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions that depend on what was fed before: nothing in the config says so."""
+    engine = engine_for("qwen2_5_vl", processor)
+    prepare = type(engine.model).prepare_inputs_for_generation
+
+    @wraps(prepare)
+    def shifted(self, input_ids, **named):
+        inputs = prepare(self, input_ids, **named)
+        if inputs["input_ids"].shape[1] == 1:
+            inputs["position_ids"] = inputs["position_ids"] + 9
+        return inputs
+
+    monkeypatch.setattr(type(engine.model), "prepare_inputs_for_generation", shifted)
+    asked = [Problem(id="p2" if kind == "text alone" else "p0", question="")]
+    with pytest.raises(ValueError, match=f"'qwen2_5_vl' cannot be run .* behind a prompt of {kind}, .* token 1 differ"):
+        list(engine.generate(asked, SamplingParams(n=2, max_tokens=4)))
+
+
+def test_a_family_whose_generate_fails_is_run_unproven(processor, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    engine = engine_for("llava", processor)
+    monkeypatch.setattr(type(engine.model), "generate", lambda *a, **k: (_ for _ in ()).throw(TypeError("no")))
+    assert len(list(engine.generate(problems(1), SamplingParams(n=2, max_tokens=4)))) == 1
+    assert "'llava' is run unproven" in caplog.text
 
 
 def test_unsupported_families_are_refused_by_their_config() -> None:

@@ -7,7 +7,7 @@ from families import CONFIGS, build, prompt
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mstar_engine.models.image_attention import NAME, boundary_configs, image_configs, packed_images
-from mstar_engine.rollout.runner import stack_inputs
+from mstar_engine.models.image_batches import stack_inputs
 
 CPU = torch.device("cpu")
 WITH_BOUNDARIES = ("qwen2_5_vl", "qwen3_vl")

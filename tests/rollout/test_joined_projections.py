@@ -5,8 +5,8 @@ import torch
 from families import CONFIGS, build, prompt
 from torch import nn
 
+from mstar_engine.models.image_batches import stack_inputs
 from mstar_engine.models.joined_projections import JoinedProjections
-from mstar_engine.rollout.runner import stack_inputs
 
 
 def forward(model: nn.Module, family: str) -> torch.Tensor:

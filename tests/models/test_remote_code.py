@@ -1,0 +1,88 @@
+"""Code that a checkpoint brings: refused, or run and named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import dynamic_module_utils
+
+from mstar_engine.config_parse import load_config
+from mstar_engine.models.loading import load_config_of, load_model, save_model
+from mstar_engine.models.remote_code import code_files
+from mstar_engine.models.tiny import build_tiny
+
+CONFIGURATION = """
+from transformers import LlavaConfig
+
+
+class OwnConfig(LlavaConfig):
+    model_type = "own_llava"
+"""
+MODELING = """
+from transformers import LlavaForConditionalGeneration
+
+from .configuration_own import OwnConfig
+
+
+class OwnModel(LlavaForConditionalGeneration):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny model as a family that transformers does not know."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    path = tmp_path / "own"
+    save_model(*build_tiny(0), path)
+    (path / "configuration_own.py").write_text(CONFIGURATION)
+    (path / "modeling_own.py").write_text(MODELING)
+    config = json.loads((path / "config.json").read_text())
+    config |= {"model_type": "own_llava", "architectures": ["OwnModel"]}
+    config["auto_map"] = {
+        "AutoConfig": "configuration_own.OwnConfig",
+        "AutoModelForImageTextToText": "modeling_own.OwnModel",
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def test_code_is_refused_unless_it_is_trusted(checkpoint: Path) -> None:
+    assert code_files(checkpoint) == ["configuration_own.py", "modeling_own.py"]
+    with pytest.raises(ValueError, match=r"\(configuration_own.py, modeling_own.py\); read it, and set model.trust"):
+        load_model(checkpoint)
+    with pytest.raises(ValueError, match=r"prm.model_name_or_path=.*allowed: a checkpoint that transformers loads"):
+        load_config_of(checkpoint, "prm.model_name_or_path")
+
+
+def test_trusted_code_is_named_and_run(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, _ = load_model(checkpoint, trust_remote_code=True)
+    assert type(model).__name__ == "OwnModel"
+    assert caplog.text.count("runs code of the checkpoint: configuration_own.py, modeling_own.py") == 1
+    expected, _ = build_tiny(0)
+    for a, b in zip(model.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_code_of_a_family_that_transformers_knows_is_not_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_model(*build_tiny(0), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "someone/else--configuration_own.OwnConfig"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert code_files(tmp_path) == ["someone/else: configuration_own.py"]
+    assert type(load_model(tmp_path)[0]).__name__ == "LlavaForConditionalGeneration"
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"auto_map": 3}', '{"auto_map": {"AutoConfig": [null, "a.B"]}}'])
+def test_configs_that_are_none_name_no_code(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    assert code_files(tmp_path) == (["a.py"] if "a.B" in text else [])
+
+
+def test_the_key_is_off_by_default() -> None:
+    assert load_config().model.trust_remote_code is False
+    assert load_config(overrides=["model.trust_remote_code=true"]).model.trust_remote_code is True
