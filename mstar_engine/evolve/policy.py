@@ -13,9 +13,10 @@ from transformers import PreTrainedModel, ProcessorMixin
 from mstar_engine.config import RunConfig
 from mstar_engine.data.files import limits_of, preprocessed
 from mstar_engine.models.export import match_source
-from mstar_engine.models.loading import device_of, freeze_vision_tower, load_model, save_model
+from mstar_engine.models.loading import device_of, load_model, save_model
 from mstar_engine.models.lora import LoraMerge, add_lora, base_of, has_lora, is_lora, load_lora, save_lora
 from mstar_engine.models.prompts import PromptEncoder
+from mstar_engine.models.vision_tower import freeze_vision_tower
 from mstar_engine.rollout.engine import RolloutEngine
 from mstar_engine.train.checkpoint import (
     load_trainer_state,

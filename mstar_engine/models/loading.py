@@ -21,7 +21,6 @@ from transformers import (
 
 from mstar_engine.models.lora import base_of, inject_saved, is_lora, merge_for_good
 from mstar_engine.models.remote_code import own_class, refuse_code
-from mstar_engine.rollout.image_features import tower_parameters
 
 IMAGE_CLASSES = (AutoModelForImageTextToText, AutoModelForMultimodalLM)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -142,22 +141,6 @@ def blank_model(config: PretrainedConfig) -> PreTrainedModel:
     """The modules of a model without weights: what there is, by name, before anything is read."""
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config)
-
-
-def freeze_vision_tower(model: PreTrainedModel) -> None:
-    """Freeze what sees images, as transformers names it (with the projector where that is a part of it, as in
-    Qwen-VL), or, where a family has no such name for it, all but the language model and the output head.
-
-    ValueError for a model in which neither can be told apart.
-    """
-    tower = model.get_encoder(modality="image")
-    whole = tower is model or tower is model.base_model
-    parameters = tower_parameters(model) if whole else list(tower.parameters())
-    if not parameters or len(parameters) == len(list(model.parameters())):
-        family = model.config.model_type
-        raise ValueError(f"model.freeze_vision_tower=true: model family {family!r} has none apart; allowed: false")
-    for parameter in parameters:
-        parameter.requires_grad_(False)
 
 
 def save_model(model: PreTrainedModel, processor: ProcessorMixin, path: str | Path) -> None:

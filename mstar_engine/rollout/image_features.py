@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mstar_engine.models.prompts import EncodedPrompt
+from mstar_engine.models.vision_tower import tower_parameters
 
 WIDTH = 1024
 """Elements of a row, where a fingerprint sums over rows and columns."""
@@ -118,13 +119,6 @@ class ImageFeatureCache:
                 digest.update(value.contiguous().view(torch.uint8).numpy())
             self._digests[anchor] = digest.digest()
         return self._digests[anchor]
-
-
-def tower_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """All parameters but those of the language model and the output head, where these can be told apart."""
-    behind = [getattr(getattr(model, "model", model), "language_model", None), model.get_output_embeddings()]
-    skipped = {id(p) for module in behind if module is not None for p in module.parameters()}
-    return [p for p in model.parameters() if id(p) not in skipped and p.numel() > 0]
 
 
 def fingerprint(model: nn.Module) -> bytes:

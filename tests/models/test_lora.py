@@ -9,7 +9,7 @@ from families import FixedPrompts, build, prompt
 from transformers import PreTrainedModel
 
 from mstar_engine.models.joined_projections import JoinedProjections
-from mstar_engine.models.loading import freeze_vision_tower, load_model, save_model
+from mstar_engine.models.loading import load_model, save_model
 from mstar_engine.models.lora import (
     LoraMerge,
     add_lora,
@@ -22,8 +22,8 @@ from mstar_engine.models.lora import (
     target_layers,
 )
 from mstar_engine.models.tiny import build_tiny
+from mstar_engine.models.vision_tower import freeze_vision_tower, tower_parameters
 from mstar_engine.rollout.engine import RolloutEngine
-from mstar_engine.rollout.image_features import tower_parameters
 from mstar_engine.types import Problem, SamplingParams
 
 peft = pytest.importorskip("peft")
@@ -119,7 +119,7 @@ def test_a_family_without_a_name_for_its_tower(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(type(model), "get_encoder", lambda self, modality: self)
     freeze_vision_tower(model)
     assert {id(p) for p in model.parameters() if not p.requires_grad} == {id(p) for p in tower_parameters(model)}
-    monkeypatch.setattr("mstar_engine.models.loading.tower_parameters", lambda model: list(model.parameters()))
+    monkeypatch.setattr("mstar_engine.models.vision_tower.tower_parameters", lambda model: list(model.parameters()))
     with pytest.raises(ValueError, match=r"model.freeze_vision_tower=true: model family 'llava' has none apart"):
         freeze_vision_tower(model)
 

@@ -7,8 +7,8 @@ import torch
 from families import CONFIGS, FixedPrompts, build, prompt
 
 from mstar_engine.models.tiny import build_tiny
+from mstar_engine.models.vision_tower import tower_parameters
 from mstar_engine.rollout.engine import RolloutEngine
-from mstar_engine.rollout.image_features import tower_parameters
 from mstar_engine.types import Problem, SamplingParams
 
 PARAMS = SamplingParams(n=2, temperature=1.0, max_tokens=6, seed=5)

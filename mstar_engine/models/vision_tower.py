@@ -1,0 +1,29 @@
+"""What of a model sees images: which parameters these are, and keeping them as they are."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def tower_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """All parameters but those of the language model and the output head, where these can be told apart."""
+    behind = [getattr(getattr(model, "model", model), "language_model", None), model.get_output_embeddings()]
+    skipped = {id(p) for module in behind if module is not None for p in module.parameters()}
+    return [p for p in model.parameters() if id(p) not in skipped and p.numel() > 0]
+
+
+def freeze_vision_tower(model: PreTrainedModel) -> None:
+    """Freeze what sees images, as transformers names it (with the projector where that is a part of it, as in
+    Qwen-VL), or, where a family has no such name for it, all but the language model and the output head.
+
+    ValueError for a model in which neither can be told apart.
+    """
+    tower = model.get_encoder(modality="image")
+    whole = tower is model or tower is model.base_model
+    parameters = tower_parameters(model) if whole else list(tower.parameters())
+    if not parameters or len(parameters) == len(list(model.parameters())):
+        family = model.config.model_type
+        raise ValueError(f"model.freeze_vision_tower=true: model family {family!r} has none apart; allowed: false")
+    for parameter in parameters:
+        parameter.requires_grad_(False)
