@@ -25,13 +25,13 @@ from mstar_engine.models.loading import (
     blank_model,
     class_of,
     device_of,
-    freeze_vision_tower,
     load_config_of,
     load_model,
 )
 from mstar_engine.models.lora import refuse_without_peft, target_layers
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.models.tiny import build_tiny, tiny_config
+from mstar_engine.models.vision_tower import freeze_vision_tower
 from mstar_engine.report.progress import Progress
 from mstar_engine.reward.golds import refuse_unreadable
 from mstar_engine.run_directory import RunDirectory
