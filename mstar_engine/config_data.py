@@ -1,0 +1,89 @@
+"""What the problems are, and what is learned before the evolution.
+
+One part of the configuration; `config.py` puts the whole together.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mstar_engine.config_section import Count, CountOrOff, Rate, Share, Text, section
+
+
+@section
+class DataConfig:
+    """The problems: the digits, or `files` of one's own.
+
+    Digits: how many problems of each kind the task gives; `demonstrations` and `captions` teach the tiny model.
+    `unlabelled_problems` are further training problems; only `prompts.unlabelled=oracle` may use their answers.
+
+    Files: `train`, `unlabelled`, `warmup` (demonstrations), `validation`, `test` and `ood` are each a file (JSON, JSON
+    Lines, Parquet, TSV), a folder of them, or a Hugging Face data set, read by `format` and `fields`; "format:path"
+    names another format, "path#split" a split. What `validation` or `test` does not name is held out of `train`;
+    `validation_problems`, `test_problems` and `ood_problems` bound these sets, `limit` the training set (0: all of it).
+    Images are looked up in `image_folder`, else beside the file. `max_quarantined`: the share of a set's rows that may
+    be flawed and set aside. `check_images`: "decode" reads every pixel once before the run, "header" only headers.
+    `cache_dir` keeps images that rows hold as bytes, and up to `image_cache_bytes` of preprocessed ones (0: none).
+    """
+
+    dataset_name: Literal["digits", "files"] = "digits"
+    train_problems: Count = 1536
+    unlabelled_problems: CountOrOff = 1536
+    validation_problems: Count = 256
+    test_problems: Count = 512
+    ood_problems: Count = 256
+    demonstrations: Count = 2000
+    warmup_captions: CountOrOff = 700
+    train: str = ""
+    unlabelled: str = ""
+    warmup: str = ""
+    validation: str = ""
+    test: str = ""
+    ood: str = ""
+    format: Text = "rows"
+    fields: dict[str, str] = Field(default_factory=dict)
+    image_folder: str = ""
+    limit: CountOrOff = 0
+    max_quarantined: Share = 0.01
+    check_images: Literal["decode", "header"] = "decode"
+    max_image_bytes: Count = 64 << 20
+    max_image_pixels: Count = 50_000_000
+    cache_dir: Text = "~/.cache/mstar_engine"
+    image_cache_bytes: CountOrOff = 64 << 30
+
+
+@section
+class PretrainConfig:
+    """Fitting of the tiny model before the run proper: its image tower alone, then tower and language together, then
+    the judging of readings.
+
+    Small batches pay: at a rate of 3e-3, 250 steps of 32 read 95% of the tiles and 130 steps of 64 read 67%.
+    """
+
+    ground_steps: CountOrOff = 200
+    ground_batch_size: Count = 32
+    ground_learning_rate: Rate = 3e-3
+    align_steps: CountOrOff = 300
+    align_batch_size: Count = 32
+    align_learning_rate: Rate = 2e-3
+    check_steps: CountOrOff = 150
+    check_batch_size: Count = 32
+    check_learning_rate: Rate = 2e-3
+
+
+@section
+class WarmupConfig:
+    """Supervised training on demonstrations: gives the policy its output format. `max_steps` -1: the epochs decide.
+
+    The default stops where the policy gets somewhat under half of the problems right: completions from a much weaker
+    one say little about a step.
+    """
+
+    max_steps: Annotated[int, Field(ge=-1)] = 900
+    num_train_epochs: Rate = 1.0
+    per_device_train_batch_size: Count = 16
+    learning_rate: Rate = 8e-4
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "linear"
+    warmup_steps: CountOrOff = 10
