@@ -4,7 +4,7 @@ python -m mstar_engine.run                                   the default run: ha
 python -m mstar_engine.run smoke                             every stage in seconds
 python -m mstar_engine.run my.yaml rollout.temperature=0.8   a recipe of yours, with one value changed
 python -m mstar_engine.run my.yaml --print_config            what that amounts to
-python -m mstar_engine.run my.yaml --dry_run                 load everything, do nothing
+python -m mstar_engine.run my.yaml --dry_run                 what it would do, and the memory it needs
 python -m mstar_engine.run my.yaml --resume                  go on where a run stopped
 python -m mstar_engine.run preset=rest_em                    a row of the paper's tables
 python -m mstar_engine.run ablation=paper_methods seeds=5    a whole table, beside the paper's; goes on where it stopped
@@ -41,7 +41,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("arguments", nargs="*", metavar="recipe.yaml | key=value", help="a recipe, then overrides")
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument(
-        "--dry_run", action="store_true", help="load model and data, print what a run would do, and stop"
+        "--dry_run", action="store_true", help="read the data, print what a run would do and need, and stop"
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in output_dir where it stopped")
     options = parser.parse_intermixed_args(argv)
@@ -113,9 +113,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         # On a machine that is busy already, threads that spin while they wait hold up the ones they wait for.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        from mstar_engine.evolve.session import dry_run, start  # imports torch and transformers: seconds
+        # These import torch and transformers: seconds.
+        if options.dry_run:
+            from mstar_engine.evolve.dry_run import dry_run
 
-        return dry_run(config) if options.dry_run else start(config, options.resume)
+            return dry_run(config)
+        from mstar_engine.evolve.session import start
+
+        return start(config, options.resume)
     except KeyboardInterrupt:
         print(f"\nmstar_engine: interrupted; {config.output_dir} is intact, continue with --resume", file=sys.stderr)
         return 130

@@ -12,7 +12,7 @@ from test_run import assert_same_outcome, outcome, run, sampling_log
 
 from mstar_engine.config import PromptsConfig
 from mstar_engine.data.sources import DataSet, load_data
-from mstar_engine.evolve import session
+from mstar_engine.evolve import dry_run, session
 from mstar_engine.evolve.dynamics import wilson
 from mstar_engine.evolve.pseudo_labels import passes
 from mstar_engine.journal import plain
@@ -239,7 +239,8 @@ def test_leaks_are_refused_before_work(tmp_path: Path, monkeypatch, capsys: pyte
         data = load_data(*arguments)
         return replace(data, validation=data.validation[:-1] + data.unlabelled[-1:])
 
-    monkeypatch.setattr(session, "load_data", leaky)
+    for module in (session, dry_run):
+        monkeypatch.setattr(module, "load_data", leaky)
     for flag in ([], ["--dry_run"]):
         assert run(tmp_path / "new", *PSEUDO, *flag) == 1
         message = capsys.readouterr().err

@@ -26,8 +26,11 @@ SETS = ("train", "unlabelled", "warmup", "validation", "test", "ood")
 HELD_OUT = ("validation", "test")
 
 
-def read_sets(config: DataConfig, seed: int, listed: Path | None = None) -> dict[str, list[Problem]]:
-    """The problem sets by name. `listed`: the file that names the rows that were set aside.
+def read_sets(
+    config: DataConfig, seed: int, listed: Path | None = None, counted: dict[str, Quarantine] | None = None
+) -> dict[str, list[Problem]]:
+    """The problem sets by name. `listed`: the file that names the rows that were set aside; `counted` gets the counts
+    of each set that has a file.
 
     ValueError for a set that cannot be read, is empty, or has more than `data.max_quarantined` of its rows set aside.
     """
@@ -38,7 +41,10 @@ def read_sets(config: DataConfig, seed: int, listed: Path | None = None) -> dict
     try:
         for name in SETS:
             if getattr(config, name):
-                found[name] = _read_set(config, name, everything, "" if listed is None else str(listed))
+                quarantine = Quarantine()
+                if counted is not None:
+                    counted[name] = quarantine
+                found[name] = _read_set(config, name, quarantine, everything, "" if listed is None else str(listed))
     finally:
         if listed is not None and (everything.listed or listed.exists()):
             everything.write(listed)
@@ -98,10 +104,11 @@ def source_of(config: DataConfig, name: str) -> tuple[Source, Path]:
     return source, folder
 
 
-def _read_set(config: DataConfig, name: str, everything: Quarantine, where: str) -> list[Problem]:
+def _read_set(
+    config: DataConfig, name: str, quarantine: Quarantine, everything: Quarantine, where: str
+) -> list[Problem]:
     source, folder = source_of(config, name)
     images = ImageFiles(folder, _cache(config) / "images", limits_of(config), config.check_images)
-    quarantine = Quarantine()
     try:
         problems = list(read_problems(source, images, quarantine))
     except ValueError as error:

@@ -29,11 +29,11 @@ class KVShape:
 
 
 class _Probe:
-    """Records the shape of K and V that each layer produces."""
+    """Records the shape of K and V that each layer produces. On the meta device nothing has a value, so that a mask
+    could not be looked at, and attention is only its shape."""
 
-    needs_mask = True
-
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.needs_mask = device.type != "meta"
         self.shapes: dict[int, tuple[int, int, int]] = {}
         self.key = torch.empty(0)
 
@@ -41,7 +41,10 @@ class _Probe:
         """Note the shapes and go on as usual."""
         self.key = call.key
         self.shapes[call.layer] = (call.key.shape[1], call.key.shape[3], call.value.shape[3])
-        return call.usual()
+        if self.needs_mask:
+            return call.usual()
+        batch, heads, length, _ = call.query.shape
+        return call.value.new_empty(batch, length, heads, call.value.shape[3])
 
 
 def refuse_unsupported(config: PretrainedConfig) -> None:
@@ -80,10 +83,13 @@ def _declared(config: PretrainedConfig, name: str) -> object:
 
 @torch.no_grad()
 def probe(model: PreTrainedModel) -> KVShape:
-    """Run two text tokens through the model and read off what each layer keeps. Raises ValueError when unsupported."""
+    """Run two text tokens through the model and read off what each layer keeps. Raises ValueError when unsupported.
+
+    A model on the meta device will do (see `blank_model`): what is asked are shapes.
+    """
     refuse_unsupported(model.config)
     text = model.config.get_text_config(decoder=True)
-    recorder = _Probe()
+    recorder = _Probe(model.device)
     tokens = torch.full((1, 2), ordinary_token_id(model.config), dtype=torch.long, device=model.device)
     with hooked(language_configs(model)), attention_step(recorder):
         model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
@@ -120,6 +126,14 @@ def special_image_ids(config: PretrainedConfig, processor: object | None = None)
                 found.add(value)
     vocabulary = config.get_text_config(decoder=True).vocab_size
     return sorted(token for token in found if 0 <= token < vocabulary)
+
+
+def image_token_id(config: PretrainedConfig, processor: object | None = None) -> int | None:
+    """The id of the token whose places in a prompt image features take; None where neither says."""
+    holders = (config, getattr(config, "vision_config", None), processor)
+    names = ("image_token_id", "image_token_index")
+    found = (getattr(holder, name, None) for holder in holders for name in names)
+    return next((value for value in found if isinstance(value, int)), None)
 
 
 def ordinary_token_id(config: PretrainedConfig) -> int:

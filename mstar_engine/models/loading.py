@@ -126,10 +126,10 @@ def load_model(
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
         )
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ValueError(f"model.model_name_or_path={path}: cannot be loaded ({first_line})") from error
+    processor = load_processor(path, trust_remote_code=trust_remote_code)
     model = model.to(device)
     if adapters is not None:
         inject_saved(model, adapters)
@@ -137,10 +137,23 @@ def load_model(
     return model, processor
 
 
-def blank_model(config: PretrainedConfig) -> PreTrainedModel:
-    """The modules of a model without weights: what there is, by name, before anything is read."""
+def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> ProcessorMixin:
+    """The processor of a checkpoint directory (or hub name). ValueError naming the path when there is none."""
+    try:
+        return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ValueError(f"model.model_name_or_path={path}: its processor cannot be loaded ({first_line})") from error
+
+
+def blank_model(
+    config: PretrainedConfig, dtype: str = "float32", *, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The modules of a model without weights: what there is, by name and of which shape, before anything is read. It
+    takes no memory, and `probe` can run it."""
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config)
+        kind = image_class(config)
+        return kind.from_config(config, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code).eval()
 
 
 def save_model(model: PreTrainedModel, processor: ProcessorMixin, path: str | Path) -> None:

@@ -13,15 +13,17 @@ def tower_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if id(p) not in skipped and p.numel() > 0]
 
 
-def freeze_vision_tower(model: PreTrainedModel) -> None:
-    """Freeze what sees images, as transformers names it (with the projector where that is a part of it, as in
-    Qwen-VL), or, where a family has no such name for it, all but the language model and the output head.
-
-    ValueError for a model in which neither can be told apart.
-    """
+def vision_tower(model: PreTrainedModel) -> list[nn.Parameter]:
+    """What sees images, as transformers names it (with the projector where that is a part of it, as in Qwen-VL), or,
+    where a family has no such name for it, all but the language model and the output head."""
     tower = model.get_encoder(modality="image")
     whole = tower is model or tower is model.base_model
-    parameters = tower_parameters(model) if whole else list(tower.parameters())
+    return tower_parameters(model) if whole else list(tower.parameters())
+
+
+def freeze_vision_tower(model: PreTrainedModel) -> None:
+    """Freeze the `vision_tower`. ValueError for a model in which it cannot be told apart."""
+    parameters = vision_tower(model)
     if not parameters or len(parameters) == len(list(model.parameters())):
         family = model.config.model_type
         raise ValueError(f"model.freeze_vision_tower=true: model family {family!r} has none apart; allowed: false")

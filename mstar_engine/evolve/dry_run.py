@@ -1,0 +1,158 @@
+"""What an operator wants to know before renting GPUs: rows, prompts, memory by phase and the samples of a run.
+
+Everything that a run would refuse at its start is refused here. No weights are read: sizes, widths and which layers go
+through the attention hook are asked of the model without weights (`blank_model`), and only of a family whose code wants
+values the checkpoint is loaded. Nothing is written but what reading the data keeps in data.cache_dir.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, ProcessorMixin
+
+from mstar_engine.config import RunConfig
+from mstar_engine.data.files import limits_of
+from mstar_engine.data.quarantine import Quarantine
+from mstar_engine.data.sources import DataSet, load_data
+from mstar_engine.evolve.dry_run_page import SETS, memory_lines, model_lines, prompt_lines, row_lines, sized, work_lines
+from mstar_engine.evolve.memory_plan import MemoryPlan, Prompt
+from mstar_engine.evolve.pipeline import TINY
+from mstar_engine.evolve.policy import prepare
+from mstar_engine.evolve.process_reward import POLICY, prm_path
+from mstar_engine.evolve.prompt_sample import PromptSample, sample_prompts
+from mstar_engine.evolve.prompts import Prompts
+from mstar_engine.evolve.session import check, config_of, quiet
+from mstar_engine.evolve.workload import workload
+from mstar_engine.models.compatibility import KVShape, image_token_id, probe
+from mstar_engine.models.export import tensors_of
+from mstar_engine.models.loading import blank_model, device_of, load_config_of, load_model, load_processor
+from mstar_engine.models.model_size import ModelSize, model_size
+from mstar_engine.models.prompts import PromptEncoder
+from mstar_engine.models.tiny import build_tiny
+
+ENCODED, ENCODED_ELSEWHERE = 32, 8
+"""Prompts that are encoded of the training set, and of each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Policy:
+    """The policy without weights, and its processor. `read`: its weights were needed after all."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    shape: KVShape
+    size: ModelSize
+    read: bool
+
+
+def dry_run(config: RunConfig) -> int:
+    """Read the data, look at the model, and print what a run would do and need. ValueError as a run raises it."""
+    quiet()
+    counted: dict[str, Quarantine] = {}
+    data = load_data(config.data, config.seed, None, counted)
+    check(config, data)
+    policy = _policy(config)
+    kind = f"{type(policy.model).__name__} ({policy.model.config.model_type})"
+    print(
+        "\n".join(model_lines(config, kind, policy.size, policy.shape, _weights_in_words(config, policy.read))),
+        flush=True,
+    )
+    print("\n".join(row_lines(data, counted)), flush=True)
+    samples = _samples(config, data, policy)
+    print("\n".join(prompt_lines(samples)))
+    plan = _plan(config, policy, samples)
+    _refuse_too_long(config, policy.model, plan.prompt.tokens)
+    print("\n".join(memory_lines(config, plan)))
+    typical = samples["train"].tokens.median
+    print("\n".join(work_lines(config, workload(config, data), typical)))
+    if (mixed := Prompts(config, data.train, data.unlabelled).in_words()) is not None:
+        print(f"prompts: {mixed}")
+    return 0
+
+
+def _policy(config: RunConfig) -> _Policy:
+    name, trust = config.model.model_name_or_path, config.model.trust_remote_code
+    processor = build_tiny(config.seed)[1] if name == TINY else load_processor(name, trust_remote_code=trust)
+    model = blank_model(config_of(config), config.dtype, trust_remote_code=trust)
+    shape, read = _shape(model, config, name)
+    prepare(model, config)
+    return _Policy(model, processor, shape, model_size(model, shape), read)
+
+
+def _shape(model: PreTrainedModel, config: RunConfig, name: str | Path) -> tuple[KVShape, bool]:
+    """What each layer keeps, and whether weights had to be read for it. ValueError for a model that the engine cannot
+    run."""
+    try:
+        return probe(model), False
+    except (RuntimeError, NotImplementedError) as error:  # torch's answers to code that asks the meta device for values
+        if name == TINY or not any(word in str(error) for word in ("meta", "Meta", "item()")):
+            raise
+    loaded, _ = load_model(
+        name,
+        dtype=config.dtype,
+        device=device_of(config.model.device),
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    return probe(loaded), True
+
+
+def _weights_in_words(config: RunConfig, read: bool) -> str:
+    """Whether the weights are there, as far as headers tell. ValueError for files that are missing or damaged."""
+    name = config.model.model_name_or_path
+    if name == TINY:
+        return "made by the run"
+    checked = "read, since the family's code asks for values" if read else "not read"
+    if not Path(name).is_dir():
+        return f"a name on the hub, {checked}"
+    try:
+        files = {path for path, _ in tensors_of(name).values()}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"model.model_name_or_path={name}: its weights cannot be read ({error})") from error
+    stored = sum(path.stat().st_size for path in files)
+    return f"{len(files)} file{'s' * (len(files) > 1)}, {sized(stored)}: headers are sound, tensors {checked}"
+
+
+def _samples(config: RunConfig, data: DataSet, policy: _Policy) -> dict[str, PromptSample]:
+    """Of each set with problems, what some prompts look like."""
+    encoder = PromptEncoder(policy.processor, limits=limits_of(config.data))
+    token = image_token_id(policy.model.config, policy.processor)
+    found = {}
+    for name in SETS:
+        count = ENCODED if name == "train" else ENCODED_ELSEWHERE
+        if problems := getattr(data, name):
+            found[name] = sample_prompts(problems, encoder, token, count)
+    return found
+
+
+def _refuse_too_long(config: RunConfig, model: PreTrainedModel, prompt: int) -> None:
+    asked = config.rollout.max_completion_length
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if limit is not None and prompt + asked > limit:
+        raise ValueError(
+            f"rollout.max_completion_length={asked}: with a prompt of {prompt} tokens, allowed: at most "
+            f"{limit - prompt}"
+        )
+
+
+def _plan(config: RunConfig, policy: _Policy, samples: dict[str, PromptSample]) -> MemoryPlan:
+    longest = max(one.tokens.most for one in samples.values())
+    numbers = max(one.inputs.most for one in samples.values())
+    prompt = Prompt(tokens=longest, patches=-(-numbers // policy.size.patch))
+    # Half precision on a processor is for looking at what will run on a GPU.
+    on_gpu = device_of(config.model.device).type == "cuda" or config.dtype != "float32"
+    return MemoryPlan(config, policy.size, policy.shape, prompt, _scorer(config, policy), on_gpu=on_gpu)
+
+
+def _scorer(config: RunConfig, policy: _Policy) -> ModelSize | None:
+    """The process reward model, which is fitted whole; None where a run has none."""
+    name, fitted = config.prm.model_name_or_path, prm_path(Path(config.output_dir))
+    if name == POLICY and "prm" not in config.stages and not fitted.exists():
+        return None
+    if name == POLICY:
+        model = blank_model(policy.model.config, config.dtype, trust_remote_code=config.model.trust_remote_code)
+        return model_size(model, policy.shape)
+    model = blank_model(load_config_of(name, "prm.model_name_or_path"), config.dtype)
+    return model_size(model, _shape(model, config, name)[0])
