@@ -24,7 +24,7 @@ from mstar_engine.evolve.policy import prepare
 from mstar_engine.evolve.process_reward import POLICY, prm_path
 from mstar_engine.evolve.prompt_sample import PromptSample, sample_prompts
 from mstar_engine.evolve.prompts import Prompts
-from mstar_engine.evolve.session import check, config_of, quiet
+from mstar_engine.evolve.session import check, check_model, check_training, config_of, quiet
 from mstar_engine.evolve.workload import workload
 from mstar_engine.models.compatibility import KVShape, image_token_id, probe
 from mstar_engine.models.export import tensors_of
@@ -51,26 +51,33 @@ class _Policy:
 def dry_run(config: RunConfig) -> int:
     """Read the data, look at the model, and print what a run would do and need. ValueError as a run raises it."""
     quiet()
+    check_model(config)
+    check_training(config)
+    policy = _policy(config)
+    kind, weights = (
+        f"{type(policy.model).__name__} ({policy.model.config.model_type})",
+        _weights_in_words(config, policy),
+    )
+    _show(model_lines(config, kind, policy.size, policy.shape, weights))
     counted: dict[str, Quarantine] = {}
     data = load_data(config.data, config.seed, None, counted)
     check(config, data)
-    policy = _policy(config)
-    kind = f"{type(policy.model).__name__} ({policy.model.config.model_type})"
-    print(
-        "\n".join(model_lines(config, kind, policy.size, policy.shape, _weights_in_words(config, policy.read))),
-        flush=True,
-    )
-    print("\n".join(row_lines(data, counted)), flush=True)
+    _show(row_lines(data, counted))
     samples = _samples(config, data, policy)
-    print("\n".join(prompt_lines(samples)))
-    plan = _plan(config, policy, samples)
+    _show(prompt_lines(samples))
+    plan = _plan(config, data, policy, samples)
     _refuse_too_long(config, policy.model, plan.prompt.tokens)
-    print("\n".join(memory_lines(config, plan)))
-    typical = samples["train"].tokens.median
-    print("\n".join(work_lines(config, workload(config, data), typical)))
+    _show(memory_lines(config, plan))
+    _show(work_lines(config, workload(config, data), samples["train"].tokens.median))
     if (mixed := Prompts(config, data.train, data.unlabelled).in_words()) is not None:
         print(f"prompts: {mixed}")
     return 0
+
+
+def _show(lines: list[str]) -> None:
+    """Print a section as soon as it is known: reading a large data set takes minutes."""
+    if lines:
+        print("\n".join(lines), flush=True)
 
 
 def _policy(config: RunConfig) -> _Policy:
@@ -99,12 +106,12 @@ def _shape(model: PreTrainedModel, config: RunConfig, name: str | Path) -> tuple
     return probe(loaded), True
 
 
-def _weights_in_words(config: RunConfig, read: bool) -> str:
+def _weights_in_words(config: RunConfig, policy: _Policy) -> str:
     """Whether the weights are there, as far as headers tell. ValueError for files that are missing or damaged."""
     name = config.model.model_name_or_path
     if name == TINY:
         return "made by the run"
-    checked = "read, since the family's code asks for values" if read else "not read"
+    checked = "read, since the family's code asks for values" if policy.read else "not read"
     if not Path(name).is_dir():
         return f"a name on the hub, {checked}"
     try:
@@ -137,10 +144,14 @@ def _refuse_too_long(config: RunConfig, model: PreTrainedModel, prompt: int) -> 
         )
 
 
-def _plan(config: RunConfig, policy: _Policy, samples: dict[str, PromptSample]) -> MemoryPlan:
+def _plan(config: RunConfig, data: DataSet, policy: _Policy, samples: dict[str, PromptSample]) -> MemoryPlan:
     longest = max(one.tokens.most for one in samples.values())
     numbers = max(one.inputs.most for one in samples.values())
-    prompt = Prompt(tokens=longest, patches=-(-numbers // policy.size.patch))
+    width = policy.size.language.hidden * policy.size.itemsize
+    features = sum(
+        len(getattr(data, name)) * one.images.most * one.image_tokens.most * width for name, one in samples.items()
+    )
+    prompt = Prompt(tokens=longest, patches=-(-numbers // policy.size.patch), features=features)
     # Half precision on a processor is for looking at what will run on a GPU.
     on_gpu = device_of(config.model.device).type == "cuda" or config.dtype != "float32"
     return MemoryPlan(config, policy.size, policy.shape, prompt, _scorer(config, policy), on_gpu=on_gpu)

@@ -64,7 +64,8 @@ def row_lines(data: DataSet, counted: Mapping[str, Quarantine]) -> list[str]:
             cells = [f"{count:,}" for count in counts]
             why = ", ".join(f"{reason} {count:,}" for reason, count in quarantine.counts.most_common())
             reasons += [f"{title}: {why}"] if why else []
-        rows.append([title, *cells, f"{len(problems):,}", _sources(problems)])
+        held_out = "held out of train: " if counted and quarantine is None else ""
+        rows.append([title, *cells, f"{len(problems):,}", held_out + _sources(problems)])
     lines = ["", "problem sets", *columns(rows, "<>>>>><")]
     return lines + [f"  set aside of {reason}" for reason in reasons]
 

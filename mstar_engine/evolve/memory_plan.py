@@ -38,10 +38,12 @@ FEATURES = 2**30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """The longest prompt of a run, in tokens, and the patches of its images."""
+    """The longest prompt of a run, in tokens, the most patches of one's images, and the bytes of the image features of
+    all problems."""
 
     tokens: int
     patches: int
+    features: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +135,8 @@ class MemoryPlan:
     def features(self) -> int:
         """Bytes of image features that are kept, at most."""
         asked = self.config.rollout.image_cache_memory
-        return (FEATURES if self.on_gpu else 0) if asked == "auto" else asked
+        kept = (FEATURES if self.on_gpu else 0) if asked == "auto" else asked
+        return min(kept, self.prompt.features)
 
     def _sampling(self, name: str, responses: int, **held: int) -> Phase:
         language, rows = self.policy.language, self.config.rollout.max_rows

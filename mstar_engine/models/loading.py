@@ -150,9 +150,10 @@ def blank_model(
     config: PretrainedConfig, dtype: str = "float32", *, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """The modules of a model without weights: what there is, by name and of which shape, before anything is read. It
-    takes no memory, and `probe` can run it."""
+    takes no memory, and `probe` can run it. A family without images is a text model."""
+    text = class_of(config) is not None and not any(type(config) in kind._model_mapping for kind in IMAGE_CLASSES)
+    kind = AutoModelForCausalLM if text else image_class(config)
     with torch.device("meta"):
-        kind = image_class(config)
         return kind.from_config(config, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code).eval()
 
 

@@ -92,15 +92,19 @@ def build(made: Family, seed: int = 0) -> PreTrainedModel:
     """A model with random float32 weights, large enough in spread that greedy choices are clear and images matter."""
     if version.parse(transformers.__version__) < version.parse(made.since or "0"):
         raise AbsentError(f"transformers {transformers.__version__} itself cannot run these prompts")
-    torch.manual_seed(seed)
-    config = made.config()
-    model = image_class(config).from_config(config, attn_implementation=made.attention)
+    model = build_config(made.config(), made.attention, seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(made.spread)
     model.generation_config.eos_token_id = None
     return model.eval().float()
+
+
+def build_config(config: PretrainedConfig, attention: str = "sdpa", seed: int = 0) -> PreTrainedModel:
+    """A model of a config with the random weights that the library gives it."""
+    torch.manual_seed(seed)
+    return image_class(config).from_config(config, attn_implementation=attention)
 
 
 def prompts(made: Family) -> dict[str, EncodedPrompt]:

@@ -1,0 +1,218 @@
+"""The recipes of examples/: the paper's numbers, and a dry run of each on a tiny model of its family."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from stand_ins import stand_in
+
+from mstar_engine.config_parse import flat_config, load_config
+from mstar_engine.models import loading
+from mstar_engine.models.compatibility import image_token_id, probe
+from mstar_engine.models.prompts import PromptEncoder
+from mstar_engine.run import main
+from mstar_engine.types import Problem
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+RECIPES = {
+    "mstar_internvl": "internvl",
+    "mstar_qwen25vl_7b": "qwen2_5_vl",
+    "mstar_phi": "phi4_multimodal",
+    "mstar_minicpm": "minicpmv4_6",
+}
+PAPER = {
+    "evolve.method": "continuous",
+    "evolve.interval": 0.25,
+    "evolve.iterations": 22,
+    "data.limit": 180_000,
+    "data.validation_problems": 250,
+    "data.test_problems": 750,
+    "data.ood_problems": 1000,
+    "rollout.n": 16,
+    "rollout.temperature": 1.0,
+    "select.kind": "top_k",
+    "select.k": 2,
+    "select.alpha": None,
+    "temperature.controller": "grid",
+    "temperature.metric": "reward_pass_at_k",
+    "temperature.k": 2,
+    "temperature.every": 2,
+    "temperature.low": 0.3,
+    "temperature.high": 1.6,
+    "temperature.step": 0.1,
+    "temperature.n": 16,
+    "temperature.problems": 250,
+    "train.learning_rate": 1e-6,
+    "train.lr_scheduler_type": "constant",
+    "train.max_steps": 10_000,
+    "train.num_train_epochs": 1,
+    "train.bf16": True,
+    "train.gradient_checkpointing": True,
+    "prm.model_name_or_path": "policy",
+    "prm.reduction": "min",
+    "prm.learning_rate": 2e-6,
+    "prm.num_train_epochs": 2,
+    "warmup.per_device_train_batch_size": 128,
+    "warmup.num_train_epochs": 1.0,
+    "warmup.max_steps": -1,
+    "warmup.learning_rate": 1e-6,
+    "prompts.unlabelled": "none",
+    "model.lora_r": 0,
+    "model.freeze_vision_tower": False,
+}
+ADAPTERS = {"model.lora_r": 64, "train.learning_rate": 2e-5, "warmup.learning_rate": 2e-5}
+DEPARTURES = {
+    "mstar_internvl": {},
+    "mstar_phi": ADAPTERS,
+    "mstar_minicpm": ADAPTERS | {"model.freeze_vision_tower": True},
+    "mstar_qwen25vl_7b": ADAPTERS
+    | {"model.freeze_vision_tower": True, "prm.model_name_or_path": "/models/Qwen2.5-VL-3B-Instruct"},
+}
+"""What a recipe does otherwise than the paper, as its comments say."""
+
+
+@pytest.fixture(autouse=True)
+def anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe that extends the one beside it does so from any directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_numbers_are_the_papers(name: str) -> None:
+    config = load_config(EXAMPLES / f"{name}.yaml")
+    flat = flat_config(dataclasses.asdict(config))
+    assert {key: flat[key] for key in PAPER} == PAPER | DEPARTURES[name]
+    train, annotate = config.train, config.annotate
+    assert train.per_device_train_batch_size * train.gradient_accumulation_steps == 128
+    assert annotate.problems * annotate.solutions == 50_000
+    assert config.evolve.problems_of(config.data.limit) == 45_000
+    assert len(config.temperature.grid) * 250 * config.temperature.n == 56_000
+    assert config.temperature.rows <= config.rollout.max_rows
+
+
+def write_data(folder: Path, rows: int = 48) -> dict[str, str]:
+    """MathV360K- and MathVista-shaped files, and demonstrations, with pictures; the last MathV360K row has none."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(rows):
+        width, height = ((24, 24), (40, 20))[i % 2]
+        pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+
+    def talk(number: int, question: str, answer: str) -> dict:
+        turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+        return {"id": str(number), "image": f"{number}.png", "conversations": turns}
+
+    hint = "Hint: Please answer the question requiring an integer answer and provide the final value"
+    asked = [talk(i, f"{hint}.\nQuestion: What is {i} + 1?", f"The answer is {i + 1}") for i in range(rows + 1)]
+    (folder / "train.json").write_text(json.dumps(asked))
+    shown = [talk(i, f"How much is {i}?", f"It is {i}.\n\n# Answer\n\n{i}") for i in range(6)]
+    (folder / "warm.json").write_text(json.dumps(shown))
+    other = {"question": "Which?", "question_type": "free_form", "answer_type": "integer", "answer": "4"}
+    task = {"metadata": {"task": "geometry problem solving"}, "choices": None, "precision": None, "unit": None}
+    testmini = [{"pid": str(i), "image": f"{i}.png", "query": f"Which is {i}?", **other, **task} for i in range(5)]
+    (folder / "testmini.json").write_text(json.dumps(testmini))
+    return {
+        "data.train": f"{folder}/train.json",
+        "data.image_folder": f"{folder}",
+        "data.warmup": f"llava:{folder}/warm.json",
+        "data.ood": f"mathvista:{folder}/testmini.json",
+        "data.cache_dir": f"{folder}/cache",
+        "data.validation_problems": "8",
+        "data.test_problems": "8",
+        "data.max_quarantined": "0.1",
+        "temperature.problems": "4",
+        "model.device": "cpu",
+    }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_dry_run_of_each(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """What is printed is what plain arithmetic gives, and no weight is read."""
+    if DEPARTURES[name]:
+        pytest.importorskip("peft")
+    model, processor = stand_in(RECIPES[name], tmp_path / "model")
+
+    class Processors:
+        """In place of AutoProcessor, which wants torchvision for the families' videos."""
+
+        from_pretrained = staticmethod(lambda path, **_: processor)
+
+    monkeypatch.setattr(loading, "AutoProcessor", Processors)
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", None)
+    data = write_data(tmp_path / "data")
+    said = data | {"model.model_name_or_path": str(tmp_path / "model"), "output_dir": str(tmp_path / "run")}
+    if name == "mstar_qwen25vl_7b":
+        said["prm.model_name_or_path"] = str(tmp_path / "model")
+    arguments = [str(EXAMPLES / f"{name}.yaml"), *(f"{key}={value}" for key, value in said.items())]
+    assert main([*arguments, "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    lines = {words[0]: words for line in out.splitlines() if (words := re.split(r"\s{2,}", line.strip()))}
+    assert not (tmp_path / "run").exists()
+
+    # rows: 49 of a file, one without its picture, 16 held out
+    assert "train 49 1 0 0 32 train 32" in squeezed(out) and "set aside of train: missing image 1" in out
+    assert "out of distribution 5 0 0 0 5 GPS 5" in squeezed(out) and "warm-up 6 0 0 0 6" in squeezed(out)
+    assert "validation 8 held out of train: train 8" in squeezed(out)
+
+    # the model
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert f"{parameters:,} parameters" in out
+    shape = probe(model)
+    assert shape.bytes_per_token == 2 * 2 * 2 * 8 * 4
+    assert "2 layers x 2 heads x 8: 128 bytes a token" in out  # of bfloat16
+
+    # prompts
+    encoder = PromptEncoder(processor)
+    token, prompts = image_token_id(model.config, processor), []
+    for i in range(48):
+        hint = "Hint: Please answer the question requiring an integer answer and provide the final value"
+        question = f"{hint}.\nQuestion: What is {i} + 1?"
+        problem = Problem(id=str(i), question=question, images=(tmp_path / "data" / f"{i}.png",))
+        prompts.append(encoder.encode(problem))
+    image_tokens = sorted({int((prompt.input_ids == token).sum()) for prompt in prompts})
+    lengths = [len(prompt.input_ids) for prompt in prompts]
+    encoded = next(line for line in squeezed(out).splitlines() if line.startswith("train 32 "))
+    assert f" / {max(lengths):,} 1 " in encoded
+    assert all(f"{count:,}" in encoded.split() for count in image_tokens) and len(image_tokens) <= 2
+    assert encoded.endswith("576 / 576 / 800") or encoded.endswith("576 / 800 / 800")
+
+    # work
+    assert lines["evolve: sample"][1:] == [f"{22 * 8 * 16:,}", "22 iterations x 8 problems x 16"]
+    assert lines["evolve: temperature"][1:] == [
+        f"{11 * 4 * 14 * 16:,}",
+        "11 sweeps x 4 problems x 14 temperatures x 16",
+    ]
+    assert lines["evolve: measure"][1] == f"{22 * 8 * 17:,}"
+    assert lines["annotate: solutions"][1] == f"{(32 + 8) * 4}"
+    total = 22 * 8 * 16 + 11 * 4 * 14 * 16 + 22 * 8 * 17 + 40 * 4 * (1 + 5 * 8) + (8 * 17 + 13) + 13
+    assert lines["in all"][1] == f"<= {total:,}" and f"at most {total * 512:,} tokens (512 a response)" in out
+
+    # memory of the policy's weights in the largest phase: two bytes a parameter, adapters included
+    assert "memory at most, MiB, as on a GPU" in out
+    added = int(found[1].replace(",", "")) if (found := re.search(r"and ([\d,]+) of adapters", out)) else 0
+    assert bool(added) == bool(DEPARTURES[name])
+    memory = squeezed(out).split("memory at most")[1]
+    row = next(line for line in memory.splitlines() if line.startswith("annotate "))
+    assert row.split()[1] == f"{2 * (parameters + added) / 2**20:.1f}"
+    trained = added or parameters
+    assert row.split()[2] == f"{12 * trained / 2**20:.1f}"
+
+    # too long, and a file of weights that is not there
+    assert main([*arguments, "--dry_run", "rollout.max_completion_length=4090"]) == 1
+    error = capsys.readouterr().err
+    assert f"allowed: at most {4096 - max(lengths)}" in error and "rollout.max_completion_length=4090" in error
+    (tmp_path / "model" / "model.safetensors").unlink()
+    assert main([*arguments, "--dry_run"]) == 1
+    error = capsys.readouterr().err
+    assert "its weights cannot be read" in error and error.count("\n") == 1
+
+
+def squeezed(text: str) -> str:
+    """Runs of blanks as one."""
+    return re.sub(r" +", " ", "\n".join(line.strip() for line in text.splitlines()))
