@@ -1,4 +1,5 @@
-"""Tiny checkpoints of the families that the recipes of examples/ are for, with processors that need no torchvision.
+"""Tiny checkpoints of the families that the recipes of examples/ are for, with processors that need no torchvision, and
+one (PaliGemma) whose code wants values where a model without weights has none.
 
 The processors are the families' own, built as the matrix builds them, but for Phi-4's, whose image processor exists for
 torchvision alone: `ByHand` makes the tensors and placeholders that it would.
@@ -42,7 +43,7 @@ class ByHand:
             else:
                 ids += self.tokenizer(item["text"])["input_ids"]
         ids = torch.tensor([ids])
-        joined = self.made.join(parts) if parts else {}
+        joined = self.made.join(parts) if len(parts) > 1 else parts[0] if parts else {}
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **joined}
 
 
@@ -66,6 +67,7 @@ PROCESSORS: dict[str, Callable[[], Any]] = {
     "qwen2_5_vl": lambda: FAMILIES["qwen2_5_vl"]().processor(),
     "minicpmv4_6": lambda: FAMILIES["minicpmv4_6"]().processor(),
     "phi4_multimodal": lambda: ByHand("phi4_multimodal"),
+    "paligemma": lambda: ByHand("paligemma"),
 }
 
 

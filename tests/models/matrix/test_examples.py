@@ -8,13 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from family import FAMILIES, AbsentError, build_config
+from matrix import load_families
 from PIL import Image
 from stand_ins import stand_in
+from transformers import AutoConfig
 
 from mstar_engine.config_parse import flat_config, load_config
+from mstar_engine.evolve.policy import prepare
+from mstar_engine.evolve.session import check_training
 from mstar_engine.models import loading
 from mstar_engine.models.compatibility import image_token_id, probe
+from mstar_engine.models.loading import blank_model
+from mstar_engine.models.model_size import model_size
 from mstar_engine.models.prompts import PromptEncoder
+from mstar_engine.reward import prm_checkpoint
 from mstar_engine.run import main
 from mstar_engine.types import Problem
 
@@ -131,19 +139,23 @@ def write_data(folder: Path, rows: int = 48) -> dict[str, str]:
     }
 
 
+def take(processor: object, monkeypatch: pytest.MonkeyPatch) -> type:
+    """Let checkpoints have this processor: AutoProcessor wants torchvision for the families' videos."""
+
+    class Processors:
+        from_pretrained = staticmethod(lambda path, **_: processor)
+
+    monkeypatch.setattr(loading, "AutoProcessor", Processors)
+    return Processors
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_dry_run_of_each(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """What is printed is what plain arithmetic gives, and no weight is read."""
     if DEPARTURES[name]:
         pytest.importorskip("peft")
     model, processor = stand_in(RECIPES[name], tmp_path / "model")
-
-    class Processors:
-        """In place of AutoProcessor, which wants torchvision for the families' videos."""
-
-        from_pretrained = staticmethod(lambda path, **_: processor)
-
-    monkeypatch.setattr(loading, "AutoProcessor", Processors)
+    take(processor, monkeypatch)
     monkeypatch.setattr(torch.nn.Module, "load_state_dict", None)
     data = write_data(tmp_path / "data")
     said = data | {"model.model_name_or_path": str(tmp_path / "model"), "output_dir": str(tmp_path / "run")}
@@ -211,6 +223,67 @@ def test_a_dry_run_of_each(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     assert main([*arguments, "--dry_run"]) == 1
     error = capsys.readouterr().err
     assert "its weights cannot be read" in error and error.count("\n") == 1
+
+
+def test_a_family_whose_code_asks_for_values_is_read(tmp_path: Path, monkeypatch, capsys) -> None:
+    model, processor = stand_in("paligemma", tmp_path / "model")
+    take(processor, monkeypatch)
+    said = write_data(tmp_path / "data") | {"model.model_name_or_path": str(tmp_path / "model")}
+    arguments = [str(EXAMPLES / "mstar_paper.yaml"), *(f"{key}={value}" for key, value in said.items())]
+    assert main([*arguments, "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "tensors read, since the family's code asks for values" in out
+    assert f"{probe(model).layers} layers x {probe(model).kv_heads} heads" in out
+
+
+def test_what_the_comments_of_the_minicpm_recipe_say(tmp_path: Path, capsys) -> None:
+    """Over Qwen3.5 it is refused with the reason, before any data is looked for; LLaVA-NeXT can be trained so."""
+    pytest.importorskip("peft")
+    recipe = EXAMPLES / "mstar_minicpm.yaml"
+    try:
+        AutoConfig.for_model("minicpmv4_6").save_pretrained(tmp_path / "published")
+    except ValueError:
+        pytest.skip("this version of transformers has no minicpmv4_6")
+    assert main([str(recipe), "--dry_run", f"model.model_name_or_path={tmp_path}/published"]) == 1
+    assert "it has layers of type linear_attention" in capsys.readouterr().err
+    load_families()
+    FAMILIES["llava_next"]().config().save_pretrained(tmp_path / "llava")
+    config = load_config(recipe, [f"model.model_name_or_path={tmp_path}/llava", "model.device=cpu"])
+    check_training(config)
+    model = blank_model(FAMILIES["llava_next"]().config(), "bfloat16")
+    prepare(model, config)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trained and all(name.startswith("model.language_model.") for name in trained)
+
+
+def test_a_process_reward_model_of_phi_sees(tmp_path: Path, monkeypatch) -> None:
+    """Transformers lists the family among those of several modalities, not among those of images and text."""
+    model, processor = stand_in("phi4_multimodal", tmp_path)
+    monkeypatch.setattr(prm_checkpoint, "AutoProcessor", take(processor, monkeypatch))
+    prm = prm_checkpoint.load_prm(tmp_path, form="mstar", policy_processor=processor)
+    assert type(prm.model) is type(model) and prm.processor is processor
+
+
+def test_sizes_need_no_weights() -> None:
+    """For every family but two the probe sees on the meta device what the config says."""
+    load_families()
+    failed = []
+    for name, make in FAMILIES.items():
+        try:
+            config = make().config()
+            model = blank_model(config, "bfloat16")
+            shape = probe(model)
+        except AbsentError:
+            continue
+        except RuntimeError:
+            failed.append(name)
+            shape = probe(build_config(config).to(torch.bfloat16).eval())
+        text, size = config.get_text_config(decoder=True), model_size(model, shape)
+        assert (shape.layers, shape.kv_heads) == (text.num_hidden_layers, text.num_key_value_heads), name
+        assert shape.dtype == torch.bfloat16, name
+        assert size.parameters == size.trained > 10 * size.language.layers * size.language.hidden**2, name
+        assert size.language.inner and size.patch, name
+    assert set(failed) <= {"paligemma", "molmo2"}
 
 
 def squeezed(text: str) -> str:
