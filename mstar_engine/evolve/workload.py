@@ -121,13 +121,13 @@ def _evolve(config: RunConfig, data: DataSet) -> list[Work]:
     if samples:
         parts.append(_sweeps(config, iterations, len(data.validation)))
         some = "" if problems == iterations * chunk else f" ({problems:,} in all)"
-        counted = f"{iterations} iterations x {chunk:,} problems{some} x {n}"
+        counted = f"{_many(iterations, 'iteration')} x {chunk:,} problems{some} x {n}"
         parts.append(Work(name="evolve: sample", counted=counted, responses=problems * n))
     parts.append(_steps(config, iterations, chunk, n if samples else 1, samples))
     parts.append(
         Work(
             name="evolve: measure",
-            counted=f"{iterations} iterations x {len(data.validation):,} validation x {each}",
+            counted=f"{_many(iterations, 'iteration')} x {len(data.validation):,} validation x {each}",
             responses=iterations * len(data.validation) * each,
         )
     )
@@ -143,7 +143,7 @@ def _sweeps(config: RunConfig, iterations: int, validation: int) -> Work:
     share = 1.0 if chosen.controller == "grid" else chosen.budget
     arms, choices = len(chosen.grid), -(-iterations // chosen.every)
     counted = (
-        f"{choices} {'sweep' if choices == 1 else 'sweeps'} x {problems} problems x {arms} temperatures x {chosen.n}"
+        f"{_many(choices, 'sweep')} x {problems} problems x {arms} temperatures x {chosen.n}"
     )
     return Work(
         name=name,
@@ -159,7 +159,7 @@ def _steps(config: RunConfig, iterations: int, chunk: int, n: int, samples: bool
     kept = min(select.k, n) if samples and select.kind in ("top_k", "random") else n
     size = train.per_device_train_batch_size * train.gradient_accumulation_steps
     steps = iterations * train.num_train_epochs * -(-chunk * kept // size)
-    counted = f"{iterations} iterations x {chunk:,} problems x {kept} kept / {size}"
+    counted = f"{_many(iterations, 'iteration')} x {chunk:,} problems x {kept} kept / {size}"
     counted += _epochs(train.num_train_epochs)
     # A clock that starts again with each iteration bounds each of them.
     limit = train.max_steps * (iterations if METHODS[config.evolve.method].clock == "iteration" else 1)
@@ -170,3 +170,7 @@ def _steps(config: RunConfig, iterations: int, chunk: int, n: int, samples: bool
 
 def _epochs(count: float) -> str:
     return "" if count == 1 else f" x {count:g} epochs"
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
