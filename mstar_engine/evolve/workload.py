@@ -142,9 +142,7 @@ def _sweeps(config: RunConfig, iterations: int, validation: int) -> Work:
     problems = min(chosen.problems or validation, validation)
     share = 1.0 if chosen.controller == "grid" else chosen.budget
     arms, choices = len(chosen.grid), -(-iterations // chosen.every)
-    counted = (
-        f"{_many(choices, 'sweep')} x {problems} problems x {arms} temperatures x {chosen.n}"
-    )
+    counted = f"{_many(choices, 'sweep')} x {problems} problems x {arms} temperatures x {chosen.n}"
     return Work(
         name=name,
         counted=counted + (f" x {share:g}, {chosen.controller}" if share < 1 else ""),
