@@ -33,7 +33,7 @@ from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.models.tiny import build_tiny, tiny_config
 from mstar_engine.models.vision_tower import freeze_vision_tower
 from mstar_engine.report.progress import Progress
-from mstar_engine.reward.golds import refuse_unreadable
+from mstar_engine.reward.gold_check import refuse_unreadable
 from mstar_engine.run_directory import RunDirectory
 from mstar_engine.train.liger import use_liger
 

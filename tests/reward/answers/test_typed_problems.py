@@ -11,7 +11,7 @@ from mstar_engine.config import PromptsConfig
 from mstar_engine.evolve.dynamics import vote_accuracy
 from mstar_engine.evolve.pseudo_labels import pseudo_label, pseudo_summary
 from mstar_engine.reward.answers import bare_answer, judge, judge_response, judge_text
-from mstar_engine.reward.golds import refuse_unreadable
+from mstar_engine.reward.gold_check import refuse_unreadable
 from mstar_engine.reward.vote import majority_vote
 from mstar_engine.rollout_file import SCHEMA, RolloutWriter, group_table, read_rollouts
 from mstar_engine.table_file import TableWriter
