@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ _FOREIGN = re.compile(
     r"<\|(?:image(?:_pad|_\d+)?|vision_start|vision_end|video_pad|endofimage)\|>"
     r"|<image_soft_token>|<start_of_image>|<IMG_CONTEXT>|<im_patch>|<fake_token_around_image>|\[IMG\]|<image_\d+>"
 )
+UnusableGolds = Callable[[Sequence[Problem]], Sequence[str | None]]
+"""What is wrong with the reference answer of each problem, None where nothing is: who judges by them knows."""
+_ROWS_AT_ONCE = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,24 +55,64 @@ class Source:
             raise ValueError(f"format {self.form!r}; allowed: {', '.join(FORMATS)}")
         if unknown := set(self.fields) - set(FIELDS):
             raise ValueError(f"fields: {', '.join(sorted(unknown))}; allowed: {', '.join(FIELDS)}")
-        known = FORMATS[self.form].categories
-        if known and (unknown := set(self.categories) - set(known)):
-            raise ValueError(f"categories: {', '.join(sorted(unknown))}; allowed: {', '.join(known)}")
+        form = FORMATS[self.form]
+        own = {said: name for name, said in form.category_names.items()}
+        object.__setattr__(self, "categories", tuple(own.get(name, name) for name in self.categories))
+        if form.categories and (unknown := set(self.categories) - set(form.categories)):
+            allowed = [form.category_names.get(name, name) for name in form.categories]
+            raise ValueError(f"categories: {', '.join(sorted(unknown))}; allowed: {', '.join(allowed)}")
 
 
-def read_problems(source: Source, images: ImageFiles, quarantine: Quarantine) -> Iterator[Problem]:
+def read_problems(
+    source: Source, images: ImageFiles, quarantine: Quarantine, unusable: UnusableGolds | None = None
+) -> Iterator[Problem]:
     """The problems of a source, in the order of its rows; ids begin with the name of the source.
 
     Of rows with one id and one content the first is kept and the others are only counted; with another content the
-    later ones are set aside. ValueError when there is nothing to read.
+    later ones are set aside, as are those whose reference answer is `unusable`. ValueError when there is nothing to
+    read.
     """
+    seen: dict[str, bytes] = {}
+    read = 0
+    rows = _rows(source, images, quarantine)
+    for row in rows if unusable is None else _with_usable_golds(rows, unusable):
+        problem, flaw = row.problem, row.flaw
+        if problem is not None:
+            content = _content(problem)
+            if (before := seen.setdefault(problem.id, content)) is not content:
+                if before == content:
+                    quarantine.repeated += 1
+                    continue
+                flaw = Flaw("conflicting id", row.names["id"], "an earlier row of this id has another content")
+        if flaw is not None:
+            quarantine.add(row.file, row.number, row.id, flaw)
+            continue
+        yield problem
+        read += 1
+        if source.limit and read >= source.limit:
+            return
+
+
+@dataclass(slots=True)
+class _Row:
+    """A row as it was read: its problem, or its flaw; `names` is what it calls its fields."""
+
+    file: str
+    number: int
+    id: str | None
+    names: Mapping[str, str]
+    problem: Problem | None = None
+    flaw: Flaw | None = None
+
+
+def _rows(source: Source, images: ImageFiles, quarantine: Quarantine) -> Iterator[_Row]:
+    """The rows that are asked for. ValueError when asked for are categories that no row has."""
     form = FORMATS[source.form]
     columns = {**form.columns, **source.fields}
     place = Path(source.path).expanduser()
     name = place.stem if place.exists() else source.path
     builder = _Builder(source, form, columns, images)
-    seen: dict[str, bytes] = {}
-    counted = read = 0
+    counted = 0
     for file, rows in row_files(source.path, source.split):
         for number, row in rows:
             quarantine.rows += 1
@@ -77,22 +121,26 @@ def read_problems(source: Source, images: ImageFiles, quarantine: Quarantine) ->
                 if isinstance(row, Flaw):
                     raise row
                 problem = builder.problem(row, name, counted)
-                if problem is None:
-                    quarantine.left_out += 1
-                    continue
-                content = _content(problem)
-                if (before := seen.setdefault(problem.id, content)) is not content:
-                    if before != content:
-                        raise Flaw("conflicting id", columns["id"], "an earlier row of this id has another content")
-                    quarantine.repeated += 1
-                    continue
             except Flaw as flaw:
-                quarantine.add(file, number, builder.shown_id(row), flaw)
+                yield _Row(file, number, builder.shown_id(row), columns, flaw=flaw)
                 continue
-            yield problem
-            read += 1
-            if source.limit and read >= source.limit:
-                return
+            if problem is None:
+                quarantine.left_out += 1
+            else:
+                yield _Row(file, number, builder.shown_id(row), builder.names, problem)
+    if missing := [one for one in source.categories if one not in builder.met]:
+        there = ", ".join(sorted(builder.met - {""})[:20]) or "none"
+        raise ValueError(f"categories: {', '.join(missing)}: in none of {quarantine.rows} rows; there are: {there}")
+
+
+def _with_usable_golds(rows: Iterator[_Row], unusable: UnusableGolds) -> Iterator[_Row]:
+    """The rows in their order, with a flaw where a reference answer is unusable."""
+    while some := list(islice(rows, _ROWS_AT_ONCE)):
+        read = [row for row in some if row.problem is not None]
+        for row, said in zip(read, unusable([row.problem for row in read]), strict=True):
+            if said is not None:
+                row.problem, row.flaw = None, Flaw("bad gold", row.names["gold"], said)
+        yield from some
 
 
 def _content(problem: Problem) -> bytes:
@@ -110,11 +158,15 @@ class _Builder:
         self._with_ids: bool | None = None
         self._types: dict[AnswerType, AnswerType] = {}
         self._files: dict[str, Path] = {}
+        self.met: set[str] = set()
+        self.names: Mapping[str, str] = columns
 
     def problem(self, row: dict[str, Any], name: str, place: int) -> Problem | None:
         """The problem of a row; None when its category is not asked for. Flaw."""
         record = record_of(row, self._columns, self._form)
+        self.names = record.names
         category = self._category(record)
+        self.met.add(category)
         if self._kept and category not in self._kept:
             return None
         id = self._id(record, place)

@@ -9,6 +9,7 @@ from pathlib import Path
 from mstar_engine.config import DataConfig
 from mstar_engine.data.digits import captions, demonstrations, digits_problems
 from mstar_engine.data.files import read_sets
+from mstar_engine.data.reader import UnusableGolds
 from mstar_engine.types import Problem
 
 
@@ -28,13 +29,16 @@ class DataSet:
     unlabelled: list[Problem] = field(default_factory=list)
 
 
-def load_data(config: DataConfig, seed: int, listed: Path | None = None) -> DataSet:
+def load_data(
+    config: DataConfig, seed: int, listed: Path | None = None, unusable: UnusableGolds | None = None
+) -> DataSet:
     """The data set that the configuration names. ValueError for one that cannot be read, or an empty set.
 
-    `listed`: where to name the rows of files that are set aside; nowhere by default.
+    `listed`: where to name the rows of files that are set aside; nowhere by default. `unusable` says which reference
+    answers no verdict can rest on: their rows are set aside as well.
     """
     if config.dataset_name == "files":
-        return DataSet(**read_sets(config, seed, listed))
+        return DataSet(**read_sets(config, seed, listed, unusable))
     worked = demonstrations(config.demonstrations, seed)
     # Reading is kept alive during the warm-up, or the short demonstration set wears it down.
     mixed = worked + captions(config.warmup_captions, seed + 1)

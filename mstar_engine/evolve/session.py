@@ -33,7 +33,9 @@ from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.models.tiny import build_tiny, tiny_config
 from mstar_engine.models.vision_tower import freeze_vision_tower
 from mstar_engine.report.progress import Progress
-from mstar_engine.reward.gold_check import refuse_unreadable
+from mstar_engine.reward import latex
+from mstar_engine.reward.answer_rules import use_answers
+from mstar_engine.reward.gold_check import refuse_unreadable, unusable
 from mstar_engine.run_directory import RunDirectory
 from mstar_engine.train.liger import use_liger
 
@@ -42,7 +44,7 @@ def start(config: RunConfig, resume: bool) -> int:
     """Do or continue the run of `config`; returns the exit status."""
     quiet()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    data = load_data(config.data, config.seed, Path(config.output_dir) / "quarantine.jsonl")
+    data = read_data(config, Path(config.output_dir) / "quarantine.jsonl")
     check_model(config)
     check_training(config)
     check_process_reward(config, Path(config.output_dir))
@@ -55,6 +57,16 @@ def start(config: RunConfig, resume: bool) -> int:
     if complete:
         print(f"this run was complete; for another: make run ARGS='seed={config.seed + 1} output_dir=runs/another'")
     return 0
+
+
+def read_data(config: RunConfig, listed: Path | None = None) -> DataSet:
+    """The problem sets, judged as `answers` says; prints which of them stay strict under a variant. `listed` as in
+    `load_data`."""
+    latex.use(config.answers.latex_workers, config.answers.latex_timeout)
+    data, lines = use_answers(load_data(config.data, config.seed, listed, unusable), config.answers)
+    for line in lines:
+        print(f"mstar_engine: {line}", flush=True)
+    return data
 
 
 def check_answers(data: DataSet) -> None:
@@ -127,6 +139,13 @@ def closing_lines(config: RunConfig, summary: dict[str, Any]) -> str:
             lines.append(f"greedy accuracy, {title}: {_percent(warmup[key])} -> {_percent(final[key])}")
     spent = {name: seconds for name, seconds in summary["seconds"].items() if seconds >= 0.05}
     lines.append("seconds: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))
+    counts = summary.get("latex") or {}
+    if counts.get("timeouts") or counts.get("crashes"):
+        lines.append(
+            f"LaTeX comparisons: of {counts['comparisons']:,}, {counts['timeouts']:,} were stopped at "
+            f"answers.latex_timeout={config.answers.latex_timeout:g} seconds and {counts['crashes']:,} failed; such "
+            "answers count as wrong"
+        )
     report = Path(config.output_dir) / "report.html"
     if report.exists():
         lines.append(f"report:  {report}")
@@ -136,7 +155,7 @@ def closing_lines(config: RunConfig, summary: dict[str, Any]) -> str:
 def dry_run(config: RunConfig) -> int:
     """Load model and data, encode one prompt, and print what the run would do."""
     quiet()
-    data = load_data(config.data, config.seed)
+    data = read_data(config)
     check_model(config)
     check_training(config)
     check_process_reward(config, Path(config.output_dir))

@@ -59,9 +59,14 @@ def same(one: str, other: str, answer_type: AnswerType | None = None) -> bool:
 
 
 def bare_answer(gold: str, answer_type: AnswerType | None = None) -> str:
-    """A response that gives the reference answer and nothing else, where its type looks for it first."""
+    """A response that gives the reference answer and nothing else, where its type's rules look for it first."""
+    if answer_type is None:
+        return f"# Answer {gold}"
+    if answer_type.kind == "choice" and answer_type.variant != "strict":
+        # To these rules a choice is a letter in parentheses before it is anything else.
+        return f"Answer: ({answer_key(gold, answer_type).value or gold})"
     forms = {"heading": "Answer: {}", "boxed": "\\boxed{{{}}}", "letter": "({})", "whole": "{}"}
-    return ("# Answer {}" if answer_type is None else forms.get(answer_type.extract[0], "# Answer {}")).format(gold)
+    return forms.get(answer_type.extract[0], "# Answer {}").format(gold)
 
 
 def judge_text(text: str, gold: str, answer_type: AnswerType | None = None) -> Verdict:

@@ -52,7 +52,7 @@ def require() -> None:
 
 @dataclass(slots=True)
 class LatexCounts:
-    """How the comparisons went: all of them, those stopped at the time limit, those whose worker died."""
+    """How the comparisons went: all of them, those stopped at the time limit, those whose worker died or never was."""
 
     comparisons: int = 0
     timeouts: int = 0
