@@ -74,7 +74,22 @@ class ImageFiles:
             self._found = {name: found for name, found in self._found.items() if not isinstance(found, Future)}
 
     def ask(self, image: Any, field: str) -> Asked:
-        """As `find`, to be answered when it is called; a Flaw that needs no look at once."""
+        """As `find`, answered when it is called."""
+        try:
+            return self._asked(image, field)
+        except Flaw as flaw:
+            return refused(flaw)
+
+    def ask_base64(self, image: Any, field: str) -> Asked:
+        """As `ask`, where text is base64 and no path."""
+        if not isinstance(image, str):
+            return self.ask(image, field)
+        try:
+            return self._ask_to_keep(_from_base64(image, field), field)
+        except Flaw as flaw:
+            return refused(flaw)
+
+    def _asked(self, image: Any, field: str) -> Asked:
         if isinstance(image, Mapping):
             data = image.get("bytes")
             image = image.get("path") if data is None else data
@@ -94,12 +109,6 @@ class ImageFiles:
             )
         return self._ask(image, field, 0, lambda: self._checked_path(image, field))
 
-    def ask_base64(self, image: Any, field: str) -> Asked:
-        """As `ask`, where text is base64 and no path."""
-        return (
-            self._ask_to_keep(_from_base64(image, field), field) if isinstance(image, str) else self.ask(image, field)
-        )
-
     def _ask_to_keep(self, data: bytes, field: str) -> Asked:
         digest = hashlib.sha256(data).hexdigest()
         return self._ask(f"\0{digest}", field, len(data), lambda: self._kept(data, digest, field))
@@ -111,6 +120,8 @@ class ImageFiles:
             found = look() if self.threads == 1 else self._submitted(size, look)
             if len(self._found) < _HELD:
                 self._found[name] = found
+        if isinstance(found, Path):
+            return lambda: found
 
         def answer() -> Path:
             said = found
@@ -188,6 +199,15 @@ class ImageFiles:
             check(data, self.limits, self._room)
         else:
             image_size(data, self.limits)
+
+
+def refused(flaw: Flaw) -> Asked:
+    """The answer that an image is no good."""
+
+    def answer() -> Path:
+        raise flaw
+
+    return answer
 
 
 def _flaw(error: ValueError, field: str, what: str) -> Flaw:

@@ -15,7 +15,7 @@ from mstar_engine.answer_type import AnswerType
 from mstar_engine.data.flaw import Flaw, shown
 from mstar_engine.data.formats import FORMATS
 from mstar_engine.data.gold import is_absent, plain_text, read_gold
-from mstar_engine.data.image_files import Asked, ImageFiles
+from mstar_engine.data.image_files import Asked, ImageFiles, refused
 from mstar_engine.data.quarantine import Quarantine
 from mstar_engine.data.record import FIELDS, Format, Record, pick, record_of
 from mstar_engine.data.row_files import row_files
@@ -253,9 +253,8 @@ class _Builder:
         """An image as base64, or as the id of an earlier row with the same image (as MMBench's files save room)."""
         if isinstance(image, str) and len(image) <= 16 and image.isdecimal():
             missing = Flaw("missing image", column, f"row {image}, which has the image, is not before this one")
-            if image not in self._files:
-                raise missing
-            return lambda: _of_earlier(self._files[image], missing)
+            earlier = self._files.get(image)
+            return refused(missing) if earlier is None else lambda: _of_earlier(earlier, missing)
         self._files[id] = found = self._images.ask_base64(image, column)
         return found
 
