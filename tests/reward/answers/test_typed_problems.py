@@ -10,6 +10,7 @@ from mstar_engine.answer_type import AnswerType
 from mstar_engine.config import PromptsConfig
 from mstar_engine.evolve.dynamics import vote_accuracy
 from mstar_engine.evolve.pseudo_labels import pseudo_label, pseudo_summary
+from mstar_engine.reward import latex
 from mstar_engine.reward.answers import bare_answer, judge, judge_response, judge_text
 from mstar_engine.reward.gold_check import refuse_unreadable
 from mstar_engine.reward.vote import majority_vote
@@ -96,6 +97,17 @@ def test_types_are_kept_with_rollouts(tmp_path):
     ]
     given = {"b": replace(typed.problem, answer_type=CHOICE)}  # the data set's, which may have been corrected since
     assert [group.problem.answer_type for group in read_rollouts(path, given)] == [None, CHOICE]
+
+
+@pytest.mark.skipif(not latex.installed(), reason="needs math-verify")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_latex_is_judged_side_by_side_in_order(workers):
+    latex.use(workers, 60.0)
+    texts = ["# Answer\n0.5", "# Answer\n\\frac{2}{4}", "# Answer\n2", "nothing", "# Answer\n\\frac{", "# Answer\n1/2"]
+    judged = judge(group_of(texts, "\\frac{1}{2}", AnswerType(kind="latex")))
+    assert [response.correct for response in judged.responses] == [True, True, False, False, False, True]
+    assert judged.responses[3].reason == "no answer" and latex.counts().comparisons == 5
+    latex.use(1, latex.SECONDS)
 
 
 @pytest.mark.parametrize("missing", [["reason"], ["answer_type"], ["answer_type", "label", "truth"]])
