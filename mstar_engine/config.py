@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from mstar_engine.config_data import DataConfig, PretrainConfig, WarmupConfig
+from mstar_engine.config_data import AnswersConfig, DataConfig, PretrainConfig, WarmupConfig
 from mstar_engine.config_evolve import (
     EvaluateConfig,
     EvolveConfig,
@@ -98,6 +98,7 @@ class RunConfig:
     threads: CountOrOff = 0
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
+    answers: AnswersConfig = Field(default_factory=AnswersConfig)
     pretrain: PretrainConfig = Field(default_factory=PretrainConfig)
     warmup: WarmupConfig = Field(default_factory=WarmupConfig)
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from mstar_engine.answer_type import EXTRACTION_RULES, VARIANTS
 from mstar_engine.config_section import Count, CountOrOff, Rate, Share, Text, section
+
+ProblemSet = Literal["train", "unlabelled", "warmup", "validation", "test", "ood"]
+ExtractionRule = Literal[*EXTRACTION_RULES]
+Variant = Literal[*VARIANTS]
 
 
 @section
@@ -23,9 +28,11 @@ class DataConfig:
     Lines, Parquet, TSV), a folder of them, or a Hugging Face data set, read by `format` and `fields`; "format:path"
     names another format, "path#split" a split. What `validation` or `test` does not name is held out of `train`;
     `validation_problems`, `test_problems` and `ood_problems` bound these sets, `limit` the training set (0: all of it).
-    Images are looked up in `image_folder`, else beside the file. `max_quarantined`: the share of a set's rows that may
-    be flawed and set aside. `check_images`: "decode" reads every pixel once before the run, "header" only headers.
-    `cache_dir` keeps images that rows hold as bytes, and up to `image_cache_bytes` of preprocessed ones (0: none).
+    `categories`: of a set that it names, those to keep, by its data set's names ({ood: [math, logical reasoning]}); of
+    the others, what their formats keep. Images are looked up in `image_folder`, else beside the file.
+    `max_quarantined`: the share of a set's rows that may be flawed and set aside. `check_images`: "decode" reads every
+    pixel once before the run, in a few threads, "header" only headers. `cache_dir` keeps images that rows hold as
+    bytes, and up to `image_cache_bytes` of preprocessed ones (0: none).
     """
 
     dataset_name: Literal["digits", "files"] = "digits"
@@ -44,6 +51,7 @@ class DataConfig:
     ood: str = ""
     format: Text = "rows"
     fields: dict[str, str] = Field(default_factory=dict)
+    categories: dict[ProblemSet, Annotated[list[Text], Field(min_length=1)]] = Field(default_factory=dict)
     image_folder: str = ""
     limit: CountOrOff = 0
     max_quarantined: Share = 0.01
@@ -52,6 +60,32 @@ class DataConfig:
     max_image_pixels: Count = 50_000_000
     cache_dir: Text = "~/.cache/mstar_engine"
     image_cache_bytes: CountOrOff = 64 << 30
+
+
+@section
+class AnswersConfig:
+    """How answers are found and judged, of all problems that say what kind of answer they have. The others (the digits
+    are such) keep exact match behind `# Answer`.
+
+    `extract`: the rules that find an answer, in their order; none: each problem's own. "letter" is for choices: other
+    answers are found by the rest, by their own rules where there is none. `variant`: whose rules judge;
+    those of published numbers ("mathvista", "m3cot", "vlmevalkit") are lenient, and a policy that trains on them learns
+    to exploit that. Answers that a variant has no rule for stay strict. LaTeX is compared by math-verify in
+    `latex_workers` processes (0: one a core, 8 at most), at most `latex_timeout` seconds a comparison.
+    """
+
+    extract: list[ExtractionRule] = Field(default_factory=list)
+    variant: Variant = "strict"
+    latex_timeout: Rate = 5.0
+    latex_workers: CountOrOff = 1
+
+    @field_validator("extract")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        """A rule that found nothing finds nothing the second time."""
+        if len(set(value)) != len(value):
+            raise ValueError("rules of " + ", ".join(EXTRACTION_RULES) + ", each once")
+        return value
 
 
 @section

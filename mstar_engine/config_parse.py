@@ -42,6 +42,7 @@ NOT_IDENTITY = (
     "data.max_quarantined",
     "data.cache_dir",
     "data.image_cache_bytes",
+    "answers.latex_workers",
     "rollout.merge_lora",
     # The same sums in another order, so that what ran out of memory can go on.
     "model.device",
@@ -60,6 +61,9 @@ LATER = {
     "data.check_images": "decode",
     "data.max_image_bytes": 64 << 20,
     "data.max_image_pixels": 50_000_000,
+    "answers.extract": [],
+    "answers.variant": "strict",
+    "answers.latex_timeout": 5.0,
     "model.trust_remote_code": False,
     "model.lora_r": 0,
     "model.lora_alpha": 32.0,
@@ -283,7 +287,8 @@ def describe(kind: Any) -> str:
             else "a list of text"
         )
     if origin is dict:
-        return "a mapping of names to names"
+        keys = ", ".join(get_args(args[0])) if get_origin(args[0]) is Literal else "names"
+        return f"a mapping of {keys} to " + ("names" if args[1] is str else "lists of names")
     if origin is Annotated:
         return ", ".join([describe(args[0]), *_bounds(args[1:])])
     return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]

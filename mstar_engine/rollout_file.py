@@ -36,15 +36,16 @@ SCHEMA = pa.schema(
         ("temperature", pa.float64()),
         ("answer", pa.string()),
         ("correct", pa.bool_()),
+        ("reason", pa.string()),
         ("step_scores", pa.list_(pa.float64())),
         ("score", pa.float64()),
         ("selected", pa.bool_()),
     ]
 )
 _ARRAYS = ("logprobs", "scaled_logprobs", "filtered_logprobs", "entropy")
-ADDED = {"label": "gold", "truth": None, "answer_type": None}
+ADDED = {"label": "gold", "truth": None, "answer_type": None, "reason": None}
 """Columns that older files lack, and what they are there."""
-_SCALARS = ("sample", "text", "finish_reason", "temperature", "answer", "correct", "score", "selected")
+_SCALARS = ("sample", "text", "finish_reason", "temperature", "answer", "correct", "reason", "score", "selected")
 
 
 def group_table(group: Group, iteration: int) -> pa.Table:
@@ -97,7 +98,7 @@ def _group(rows: list[dict], problems: Mapping[str, Problem] | None) -> Group:
         Response(
             token_ids=np.array(row["token_ids"], np.int32),
             step_scores=None if row["step_scores"] is None else tuple(row["step_scores"]),
-            **{name: row[name] for name in _SCALARS},
+            **{name: row.get(name) for name in _SCALARS},
             **{name: np.array(row[name], np.float32) for name in _ARRAYS},
         )
         for row in sorted(rows, key=lambda row: row["sample"])

@@ -70,6 +70,18 @@ class PseudoSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LatexSummary:
+    """Comparisons of LaTeX answers by worker processes: all, those stopped at the time limit, those whose worker died.
+
+    What is counted last when a process is killed is not in it.
+    """
+
+    comparisons: int = 0
+    timeouts: int = 0
+    crashes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WarmupSummary:
     """The warmed-up policy: where the evolution starts.
 
@@ -93,6 +105,7 @@ class IterationSummary:
 
     `reward_pass_at_2` is the share of problems with a right response among the 2 of the highest score, the paper's
     number; `verifier` has an entry for each number of samples K. Both are None without a process reward model.
+    `reasons` counts the verdicts on the sampled responses by their reason; empty in summaries of earlier versions.
     `dynamics` holds every metric of `evolve.dynamics.measure` by name, in it `reward_pass_at_k` at the configured K;
     empty in summaries of earlier versions. `sweep` is there when the temperature was chosen anew before this iteration,
     `pseudo` when it met unlabelled problems. `correct` is by the reference answers in force, pseudo-labels included.
@@ -106,6 +119,8 @@ class IterationSummary:
     kept: int
     sampled: int
     correct: int | None = None
+    reasons: dict[str, int] = field(default_factory=dict)
+    latex: LatexSummary | None = None
     problems: int | None = None
     temperature: float
     tokens_per_second: float | None = None
@@ -177,12 +192,13 @@ class PrmSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """A whole run; `prm` is None without a process reward model, `seconds` by stage."""
+    """A whole run; `prm` is None without a process reward model, `latex` over all stages, `seconds` by stage."""
 
     warmup: WarmupSummary | None = None
     prm: PrmSummary | None = None
     evolve: tuple[IterationSummary, ...] = ()
     final: FinalSummary | None = None
+    latex: LatexSummary | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 

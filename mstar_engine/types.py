@@ -53,7 +53,8 @@ class Response:
     `token_ids` int32 [length], the end-of-turn token included when the policy wrote it. The log-probabilities and
     the entropy are float32 [length]: `logprobs` at temperature 1, `scaled_logprobs` after the temperature,
     `filtered_logprobs` after top-k, top-p and min-p as well; `entropy` in nats, at temperature 1.
-    `finish_reason` is "stop" (an end token), "length" (max_tokens) or "abort".
+    `finish_reason` is "stop" (an end token), "length" (max_tokens) or "abort". `reason` says why `correct` is what it
+    is, in a word or two of `reward/verdict.py`; None where nobody judged.
     """
 
     sample: int
@@ -67,6 +68,7 @@ class Response:
     temperature: float
     answer: str | None = None
     correct: bool | None = None
+    reason: str | None = None
     step_scores: tuple[float, ...] | None = None
     score: float | None = None
     selected: bool = False

@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -25,15 +26,21 @@ def write(path, problems: list[Problem]) -> None:
                 "image": f"{problem.id}.png",
                 "answer": problem.gold,
             }
-            file.write(json.dumps({**said, "category": problem.source, "response": problem.response}) + "\n")
+            said |= {"category": problem.source, "response": problem.response, "answer_type": "text"}
+            file.write(json.dumps(said) + "\n")
 
 
 @pytest.mark.slow
 def test_every_stage_from_files(tmp_path):
-    write(tmp_path / "train.jsonl", digits_problems("train", 40))
+    problems = digits_problems("train", 40)
+    kinds = sorted({problem.source for problem in problems})
+    write(tmp_path / "train.jsonl", problems)
     write(tmp_path / "warm.jsonl", demonstrations(16))
     with open(tmp_path / "train.jsonl", "a") as file:
-        file.write('{"id": "bad", "question": "<image><image> What", "image": "train-000000.png", "answer": "1"}\n')
+        row = {"id": "bad", "question": "<image><image> What", "answer": "1", "category": kinds[0]}
+        file.write(json.dumps({**row, "image": "train-000000.png"}) + "\n")
+        file.write(json.dumps({**row, "id": "pi", "question": "?", "answer": "3,14", "answer_type": "float"}) + "\n")
+        file.write(json.dumps({**row, "id": "other", "question": "?", "category": "another"}) + "\n")
     out = tmp_path / "run"
     arguments = [
         "smoke",
@@ -43,7 +50,9 @@ def test_every_stage_from_files(tmp_path):
         f"data.train={tmp_path}/train.jsonl",
         f"data.warmup={tmp_path}/warm.jsonl",
         f"data.cache_dir={tmp_path}/cache",
-        "data.max_quarantined=0.03",
+        "data.max_quarantined=0.05",
+        f"data.categories={{train: [{', '.join(kinds)}]}}",
+        "answers.extract=[section, boxed]",
         "evaluate.pass_at_k_n=2",
     ]
     assert load_config("smoke", arguments[1:]).data.dataset_name == "files"
@@ -57,6 +66,13 @@ def test_every_stage_from_files(tmp_path):
     assert DECODED.images - used <= 64  # another run on the same images, known to be sound: the report's only
     summary = json.loads((out / "summary.json").read_text())
     assert summary["final"]["greedy"]["items"] == 8 and summary["final"]["ood_greedy"] is None
-    (line,) = (out / "quarantine.jsonl").read_text().splitlines()
-    assert json.loads(line)["reason"] == "placeholders" and json.loads(line)["row"] == 41
+    aside = map(json.loads, (out / "quarantine.jsonl").read_text().splitlines())
+    assert [(one["row"], one["reason"]) for one in aside] == [(41, "placeholders"), (42, "bad gold")]
+    for entry in summary["evolve"]:
+        assert sum(entry["reasons"].values()) == entry["sampled"] and entry["latex"] is None
+        assert entry["reasons"].get("match", 0) == entry["correct"]
+    rollouts = pq.read_table(out / "rollouts" / "iteration_0001.parquet")
+    assert {json.loads(one)["kind"] for one in rollouts["answer_type"].to_pylist()} == {"text"}
+    assert {tuple(json.loads(one)["extract"]) for one in rollouts["answer_type"].to_pylist()} == {("section", "boxed")}
+    assert summary["latex"] is None and None not in rollouts["reason"].to_pylist()
     assert (out / "report.html").exists()

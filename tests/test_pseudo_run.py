@@ -12,7 +12,7 @@ from test_run import assert_same_outcome, outcome, run, sampling_log
 
 from mstar_engine.config import PromptsConfig
 from mstar_engine.data.sources import DataSet, load_data
-from mstar_engine.evolve import dry_run, session
+from mstar_engine.evolve import session
 from mstar_engine.evolve.dynamics import wilson
 from mstar_engine.evolve.pseudo_labels import passes
 from mstar_engine.journal import plain
@@ -159,8 +159,8 @@ def _pseudo_first(original):
 def with_golds(change) -> object:
     """`load_data` with the unlabelled problems' golds changed."""
 
-    def load(*arguments) -> DataSet:
-        data = load_data(*arguments)
+    def load(*arguments, **options) -> DataSet:
+        data = load_data(*arguments, **options)
         return replace(data, unlabelled=[replace(problem, gold=change(problem.gold)) for problem in data.unlabelled])
 
     return load
@@ -235,12 +235,11 @@ def test_a_weighted_vote_needs_scores_before_work(tmp_path: Path, capsys: pytest
 
 
 def test_leaks_are_refused_before_work(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def leaky(*arguments) -> DataSet:
-        data = load_data(*arguments)
+    def leaky(*arguments, **options) -> DataSet:
+        data = load_data(*arguments, **options)
         return replace(data, validation=data.validation[:-1] + data.unlabelled[-1:])
 
-    for module in (session, dry_run):
-        monkeypatch.setattr(module, "load_data", leaky)
+    monkeypatch.setattr(session, "load_data", leaky)
     for flag in ([], ["--dry_run"]):
         assert run(tmp_path / "new", *PSEUDO, *flag) == 1
         message = capsys.readouterr().err

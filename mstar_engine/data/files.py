@@ -18,7 +18,7 @@ from mstar_engine.data.formats import FORMATS
 from mstar_engine.data.image_files import ImageFiles
 from mstar_engine.data.images import ImageLimits
 from mstar_engine.data.quarantine import Quarantine
-from mstar_engine.data.reader import Source, read_problems
+from mstar_engine.data.reader import Source, UnusableGolds, read_problems
 from mstar_engine.data.tensor_cache import TensorCache
 from mstar_engine.types import Problem
 
@@ -27,15 +27,25 @@ HELD_OUT = ("validation", "test")
 
 
 def read_sets(
-    config: DataConfig, seed: int, listed: Path | None = None, counted: dict[str, Quarantine] | None = None
+    config: DataConfig,
+    seed: int,
+    listed: Path | None = None,
+    *,
+    counted: dict[str, Quarantine] | None = None,
+    unusable: UnusableGolds | None = None,
 ) -> dict[str, list[Problem]]:
     """The problem sets by name. `listed`: the file that names the rows that were set aside; `counted` gets the counts
-    of each set that has a file.
+    of each set that has a file; `unusable`: see `read_problems`.
 
     ValueError for a set that cannot be read, is empty, or has more than `data.max_quarantined` of its rows set aside.
     """
+    for name in config.categories:
+        if not getattr(config, name):
+            raise ValueError(f"data.categories: {name}; allowed: sets that have a file of their own (data.{name})")
     if not config.train:
         raise ValueError("data.train=''; allowed with data.dataset_name=files: a file, folder or Hugging Face name")
+    for name in filter(lambda name: getattr(config, name), SETS):
+        source_of(config, name)  # refuses, before another set is read
     found: dict[str, list[Problem]] = {name: [] for name in SETS}
     everything = Quarantine()
     try:
@@ -44,7 +54,8 @@ def read_sets(
                 quarantine = Quarantine()
                 if counted is not None:
                     counted[name] = quarantine
-                found[name] = _read_set(config, name, quarantine, everything, "" if listed is None else str(listed))
+                where = "" if listed is None else str(listed)
+                found[name] = _read_set(config, name, quarantine, everything, where, unusable)
     finally:
         if listed is not None and (everything.listed or listed.exists()):
             everything.write(listed)
@@ -96,6 +107,7 @@ def source_of(config: DataConfig, name: str) -> tuple[Source, Path]:
             form=form,
             fields={} if own else config.fields,
             split=split,
+            categories=tuple(config.categories.get(name, ())),
             golds=name not in ("unlabelled", "warmup"),
             responses=name == "warmup",
         )
@@ -105,12 +117,17 @@ def source_of(config: DataConfig, name: str) -> tuple[Source, Path]:
 
 
 def _read_set(
-    config: DataConfig, name: str, quarantine: Quarantine, everything: Quarantine, where: str
+    config: DataConfig,
+    name: str,
+    quarantine: Quarantine,
+    everything: Quarantine,
+    where: str,
+    unusable: UnusableGolds | None,
 ) -> list[Problem]:
     source, folder = source_of(config, name)
     images = ImageFiles(folder, _cache(config) / "images", limits_of(config), config.check_images)
     try:
-        problems = list(read_problems(source, images, quarantine))
+        problems = list(read_problems(source, images, quarantine, unusable))
     except ValueError as error:
         raise ValueError(f"data.{name}: {error}") from None
     finally:

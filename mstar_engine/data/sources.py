@@ -10,6 +10,7 @@ from mstar_engine.config import DataConfig
 from mstar_engine.data.digits import captions, demonstrations, digits_problems
 from mstar_engine.data.files import read_sets
 from mstar_engine.data.quarantine import Quarantine
+from mstar_engine.data.reader import UnusableGolds
 from mstar_engine.types import Problem
 
 
@@ -30,15 +31,20 @@ class DataSet:
 
 
 def load_data(
-    config: DataConfig, seed: int, listed: Path | None = None, counted: dict[str, Quarantine] | None = None
+    config: DataConfig,
+    seed: int,
+    listed: Path | None = None,
+    *,
+    counted: dict[str, Quarantine] | None = None,
+    unusable: UnusableGolds | None = None,
 ) -> DataSet:
     """The data set that the configuration names. ValueError for one that cannot be read, or an empty set.
 
     `listed`: where to name the rows of files that are set aside; nowhere by default. `counted` gets what was read and
-    set aside by set.
+    set aside by set. `unusable` says which reference answers no verdict can rest on: their rows are set aside as well.
     """
     if config.dataset_name == "files":
-        return DataSet(**read_sets(config, seed, listed, counted))
+        return DataSet(**read_sets(config, seed, listed, counted=counted, unusable=unusable))
     worked = demonstrations(config.demonstrations, seed)
     # Reading is kept alive during the warm-up, or the short demonstration set wears it down.
     mixed = worked + captions(config.warmup_captions, seed + 1)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from mstar_engine.config import RunConfig
 from mstar_engine.data.files import limits_of
 from mstar_engine.data.quarantine import Quarantine
-from mstar_engine.data.sources import DataSet, load_data
+from mstar_engine.data.sources import DataSet
 from mstar_engine.evolve.dry_run_page import SETS, memory_lines, model_lines, prompt_lines, row_lines, sized, work_lines
 from mstar_engine.evolve.memory_plan import MemoryPlan, Prompt
 from mstar_engine.evolve.pipeline import TINY
@@ -24,7 +24,7 @@ from mstar_engine.evolve.policy import prepare
 from mstar_engine.evolve.process_reward import POLICY, prm_path
 from mstar_engine.evolve.prompt_sample import PromptSample, sample_prompts
 from mstar_engine.evolve.prompts import Prompts
-from mstar_engine.evolve.session import check, check_model, check_training, config_of, quiet
+from mstar_engine.evolve.session import check, check_model, check_training, config_of, quiet, read_data
 from mstar_engine.evolve.workload import workload
 from mstar_engine.models.compatibility import KVShape, image_token_id, probe
 from mstar_engine.models.export import tensors_of
@@ -60,7 +60,7 @@ def dry_run(config: RunConfig) -> int:
     )
     _show(model_lines(config, kind, policy.size, policy.shape, weights))
     counted: dict[str, Quarantine] = {}
-    data = load_data(config.data, config.seed, None, counted)
+    data = read_data(config, counted=counted)
     check(config, data)
     _show(row_lines(data, counted))
     samples = _samples(config, data, policy)

@@ -25,8 +25,10 @@ from mstar_engine.evolve.pseudo_labels import pseudo_label, pseudo_summary
 from mstar_engine.evolve.sweep import Sweep
 from mstar_engine.evolve.sweep_metric import SweepMetric
 from mstar_engine.evolve.temperature import build_controller
+from mstar_engine.evolve.verdict_counts import compared_since, counts_by_reason
 from mstar_engine.journal import plain
 from mstar_engine.report.progress import Phase, Progress
+from mstar_engine.reward import latex
 from mstar_engine.reward.answers import judge
 from mstar_engine.reward.prm import ProcessRewardModel
 from mstar_engine.reward.select import select
@@ -95,7 +97,7 @@ class Evolution:
 
     def iterate(self, iteration: int) -> None:
         """Do one iteration. Interrupted, it can be done again: no finished group is sampled twice."""
-        begun = time.perf_counter()
+        begun, compared = time.perf_counter(), latex.counts()
         sweep, problems = None, self.prompts.problems(iteration)
         if self.method.imitates == "reference":
             examples = [reference_example(problem, self.policy.encoder) for problem in problems]
@@ -114,6 +116,7 @@ class Evolution:
             "problems": len(problems),
             "sampled": len(responses),
             "correct": sum(bool(response.correct) for response in responses),
+            "reasons": counts_by_reason(responses),
             "kept": len(examples),
             "temperature": self.temperature,
             "sweep": None if sweep is None else plain(sweep),
@@ -123,6 +126,7 @@ class Evolution:
             "global_step": self.policy.trainer.global_step,
             "learning_rate": self.policy.trainer.schedule(max(0, self.policy.trainer.global_step - 1)),
             "seconds": round(time.perf_counter() - begun, 3),
+            "latex": compared_since(compared),
             **sampling,
         }
         self.policy.save(self._checkpoint(iteration + 1), entry=entry, controller=self.controller.state())
@@ -167,6 +171,7 @@ class Evolution:
     def _measure(self, entry: dict[str, Any]) -> None:
         """Measure the policy on the validation problems; the iteration is then over."""
         begun, number, evaluate = time.perf_counter(), entry["iteration"], self.config.evaluate
+        compared = latex.counts()
         title = f"iteration {number}: measure"
         with (
             self.run.rollout_writer(number, "validation") as writer,
@@ -198,6 +203,7 @@ class Evolution:
             "reward_pass_at_2": plain(measured.reward_pass_at_2) if measured.reward_pass_at_2 else None,
             "verifier": plain_table(measured.verifier),
             "dynamics": {name: plain(estimate) for name, estimate in measured.dynamics.items()},
+            "latex": compared_since(compared, entry.get("latex")),
             "seconds": round(entry["seconds"] + time.perf_counter() - begun, 3),
         }
         self.run.journal.append("iteration", **entry)

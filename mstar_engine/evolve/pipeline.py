@@ -22,6 +22,7 @@ from mstar_engine.evolve.measure import Measurement, measure_policy, measurement
 from mstar_engine.evolve.policy import ADAPTERS, Policy
 from mstar_engine.evolve.process_reward import ProcessReward, scoring_model
 from mstar_engine.evolve.prompts import Prompts
+from mstar_engine.evolve.verdict_counts import latex_counted, latex_total
 from mstar_engine.models.loading import device_of
 from mstar_engine.models.memory import give_back
 from mstar_engine.models.prompts import PromptEncoder, open_image
@@ -81,7 +82,7 @@ class Pipeline:
             self.run.journal.append("sitting", device=device_name(), versions=versions())
         with self.trackers if left != ["report"] else contextlib.nullcontext():
             for name in left:
-                with self.run.journal.stage(name):
+                with self.run.journal.stage(name), latex_counted(self.run.journal, name):
                     stages[name]()
                 self._write_summary()
         return self.summary
@@ -300,6 +301,7 @@ class Pipeline:
 
     def _write_summary(self) -> None:
         self.summary["prm"] = self.rewards.summary()
+        self.summary["latex"] = latex_total(self.run.journal)
         self.summary["seconds"] = self.run.journal.seconds()
         self.run.write_summary(self.summary)
 

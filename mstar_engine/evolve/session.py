@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 
 from mstar_engine.config import RunConfig
 from mstar_engine.data.checks import check_data
+from mstar_engine.data.quarantine import Quarantine
 from mstar_engine.data.sources import DataSet, load_data
 from mstar_engine.evolve.pipeline import TINY, Pipeline
 from mstar_engine.evolve.process_reward import check_process_reward
@@ -27,7 +28,9 @@ from mstar_engine.models.lora import refuse_without_peft, target_layers
 from mstar_engine.models.tiny import tiny_config
 from mstar_engine.models.vision_tower import freeze_vision_tower
 from mstar_engine.report.progress import Progress
-from mstar_engine.reward.golds import refuse_unreadable
+from mstar_engine.reward import latex
+from mstar_engine.reward.answer_rules import use_answers
+from mstar_engine.reward.gold_check import refuse_unreadable, unusable
 from mstar_engine.run_directory import RunDirectory
 from mstar_engine.train.liger import use_liger
 
@@ -36,7 +39,7 @@ def start(config: RunConfig, resume: bool) -> int:
     """Do or continue the run of `config`; returns the exit status."""
     quiet()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    data = load_data(config.data, config.seed, Path(config.output_dir) / "quarantine.jsonl")
+    data = read_data(config, Path(config.output_dir) / "quarantine.jsonl")
     check(config, data)
     with RunDirectory.create_or_resume(config, resume) as run:
         complete = all(run.journal.done(stage) for stage in config.stages)
@@ -45,6 +48,17 @@ def start(config: RunConfig, resume: bool) -> int:
     if complete:
         print(f"this run was complete; for another: make run ARGS='seed={config.seed + 1} output_dir=runs/another'")
     return 0
+
+
+def read_data(config: RunConfig, listed: Path | None = None, counted: dict[str, Quarantine] | None = None) -> DataSet:
+    """The problem sets, judged as `answers` says; prints which of them stay strict under a variant. `listed` and
+    `counted` as in `load_data`."""
+    latex.use(config.answers.latex_workers, config.answers.latex_timeout)
+    data = load_data(config.data, config.seed, listed, counted=counted, unusable=unusable)
+    data, lines = use_answers(data, config.answers)
+    for line in lines:
+        print(f"mstar_engine: {line}", flush=True)
+    return data
 
 
 def check(config: RunConfig, data: DataSet) -> None:
@@ -126,6 +140,13 @@ def closing_lines(config: RunConfig, summary: dict[str, Any]) -> str:
             lines.append(f"greedy accuracy, {title}: {_percent(warmup[key])} -> {_percent(final[key])}")
     spent = {name: seconds for name, seconds in summary["seconds"].items() if seconds >= 0.05}
     lines.append("seconds: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))
+    counts = summary.get("latex") or {}
+    if counts.get("timeouts") or counts.get("crashes"):
+        lines.append(
+            f"LaTeX comparisons: of {counts['comparisons']:,}, {counts['timeouts']:,} were stopped at "
+            f"answers.latex_timeout={config.answers.latex_timeout:g} seconds and {counts['crashes']:,} failed; such "
+            "answers count as wrong"
+        )
     report = Path(config.output_dir) / "report.html"
     if report.exists():
         lines.append(f"report:  {report}")

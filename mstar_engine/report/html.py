@@ -27,6 +27,7 @@ from mstar_engine.report.steps import BANDS
 from mstar_engine.report.temperatures import shown_sweeps, sweep_metric, temperature_plot
 from mstar_engine.report.verifier import verifier_table
 from mstar_engine.report.words import kept_responses, lesson, stage_name
+from mstar_engine.report.wrong_answers import wrong_answers
 from mstar_engine.summary import IterationSummary, Summary
 from mstar_engine.types import Estimate
 from mstar_engine.yaml_text import write_yaml
@@ -83,6 +84,7 @@ def build_report(run: Path) -> str:
         small_plots=small_plots(summary, files.k, files.reward_k),
         funnels=response_funnels(summary.evolve),
         pseudo=pseudo_funnels(summary.evolve),
+        wrong=wrong_answers(summary.evolve),
         temperature_plot=temperature_plot(summary.evolve),
         sweeps=sweeps,
         sweep_metric=sweep_metric(newest_sweep) if newest_sweep else "",

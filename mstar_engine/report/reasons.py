@@ -1,4 +1,5 @@
-"""Why a response is selected or not, told from what a run wrote: reward/select.py read backwards.
+"""Why a response is selected or not, told from what a run wrote: reward/select.py read backwards, and for a wrong one
+the reason of its verdict.
 
 The rules go in the order in which the selection applies them. A row that they do not explain is said to be not kept,
 without a reason: a wrong reason is worse than none.
@@ -14,10 +15,13 @@ from typing import Any
 KEPT, SAME_TEXT, OUTSCORED, BELOW = "kept", "same text", "outscored", "below the threshold"
 NOT_DRAWN, WRONG, UNFINISHED, NOT_JUDGED, NOT_KEPT = "not drawn", "wrong", "unfinished", "not judged", "not kept"
 
+_SHOWN = 60  # characters of an answer
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the reason depends on, of one response: as its row has it; `tokens` is its length."""
+    """What the reason depends on, of one response: as its row has it; `tokens` is its length, `verdict` the reason of
+    its verdict, None in runs of earlier versions."""
 
     text: str
     correct: bool | None
@@ -25,6 +29,8 @@ class Outcome:
     score: float | None
     tokens: int
     finish_reason: str
+    answer: str | None = None
+    verdict: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,9 @@ def _reason(one: Outcome, kept: list[Outcome], select: dict[str, Any]) -> Reason
     if one.correct is None:
         return Reason(NOT_JUDGED)
     if not one.correct:
-        return Reason(WRONG) if one.finish_reason == "stop" else Reason(UNFINISHED, "it did not come to an end")
+        if one.finish_reason != "stop":
+            return Reason(UNFINISHED, "it did not come to an end")
+        return Reason(WRONG, _said(one))
     kind, k, alpha = select.get("kind"), select.get("k"), select.get("alpha")
     if alpha is not None and not (_scored(one) and one.score > alpha):
         if not _scored(one):
@@ -62,6 +70,13 @@ def _reason(one: Outcome, kept: list[Outcome], select: dict[str, Any]) -> Reason
     if kind == "top_k" and _scored(one) and all(map(_scored, kept)):
         return _outscored(one, kept, k)
     return Reason(NOT_KEPT)
+
+
+def _said(one: Outcome) -> str:
+    """Why an answer is wrong, and what it is."""
+    answer = " ".join((one.answer or "").split())
+    answer = answer if len(answer) <= _SHOWN else answer[: _SHOWN - 3] + "..."
+    return f"{one.verdict}: {answer}" if one.verdict and answer else one.verdict or ""
 
 
 def _outscored(one: Outcome, kept: list[Outcome], k: int) -> Reason:

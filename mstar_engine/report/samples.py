@@ -168,7 +168,16 @@ def _rows(file: Path, ids: Sequence[str]) -> Iterator[dict]:
 def _distinct(rows: list[dict], delimiter: str, max_steps: int, select: dict[str, Any]) -> list[ShownResponse]:
     """The different responses: selected first, then right, then wrong; of each, the commonest first."""
     outcomes = [
-        Outcome(r["text"], r["correct"], r["selected"], r["score"], len(r["token_ids"]), r["finish_reason"])
+        Outcome(
+            text=r["text"],
+            correct=r["correct"],
+            selected=r["selected"],
+            score=r["score"],
+            tokens=len(r["token_ids"]),
+            finish_reason=r["finish_reason"],
+            answer=r["answer"],
+            verdict=r.get("reason"),
+        )
         for r in rows
     ]
     texts: dict[str, list[tuple[dict, Reason]]] = {}

@@ -16,6 +16,7 @@ import re
 from dataclasses import replace
 
 from mstar_engine.answer_type import AnswerType
+from mstar_engine.reward import latex
 from mstar_engine.reward import verdict as reasons
 from mstar_engine.reward.golds import answer_key, gold_of, same_answer
 from mstar_engine.reward.typed import find_typed, judge_typed
@@ -58,9 +59,14 @@ def same(one: str, other: str, answer_type: AnswerType | None = None) -> bool:
 
 
 def bare_answer(gold: str, answer_type: AnswerType | None = None) -> str:
-    """A response that gives the reference answer and nothing else, where its type looks for it first."""
+    """A response that gives the reference answer and nothing else, where its type's rules look for it first."""
+    if answer_type is None:
+        return f"# Answer {gold}"
+    if answer_type.kind == "choice" and answer_type.variant != "strict":
+        # To these rules a choice is a letter in parentheses before it is anything else.
+        return f"Answer: ({answer_key(gold, answer_type).value or gold})"
     forms = {"heading": "Answer: {}", "boxed": "\\boxed{{{}}}", "letter": "({})", "whole": "{}"}
-    return ("# Answer {}" if answer_type is None else forms.get(answer_type.extract[0], "# Answer {}")).format(gold)
+    return forms.get(answer_type.extract[0], "# Answer {}").format(gold)
 
 
 def judge_text(text: str, gold: str, answer_type: AnswerType | None = None) -> Verdict:
@@ -86,12 +92,15 @@ def judge_response(response: Response, gold: str, answer_type: AnswerType | None
 
 
 def judge(group: Group) -> Group:
-    """The group with `answer` and `correct` filled; without a reference answer `correct` stays None."""
-    gold, kind, judged = group.problem.gold, group.problem.answer_type, []
-    for response in group.responses:
+    """The group with `answer`, `correct` and `reason` filled; the last two stay None without a reference answer."""
+    gold, kind = group.problem.gold, group.problem.answer_type
+
+    def judged(response: Response) -> Response:
         if gold is None:
-            judged.append(replace(response, answer=extract_answer(response.text, kind), correct=None))
-        else:
-            verdict = judge_response(response, gold) if kind is None else judge_response(response, gold, kind)
-            judged.append(replace(response, answer=verdict.answer, correct=verdict.correct))
-    return replace(group, responses=tuple(judged))
+            return replace(response, answer=extract_answer(response.text, kind), correct=None, reason=None)
+        verdict = judge_response(response, gold) if kind is None else judge_response(response, gold, kind)
+        return replace(response, answer=verdict.answer, correct=verdict.correct, reason=verdict.reason)
+
+    # What waits for other processes waits for several at a time.
+    each = latex.side_by_side if kind is not None and kind.kind == "latex" else map
+    return replace(group, responses=tuple(each(judged, group.responses)))

@@ -16,7 +16,6 @@ latex    By math-verify, in a process of its own (`reward/latex.py`), which sees
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -25,7 +24,6 @@ from mstar_engine.reward import latex, verdict
 from mstar_engine.reward.answer_text import MAX_LENGTH, clean, strip_markup
 from mstar_engine.reward.latex_form import more_than_a_formula
 from mstar_engine.reward.numerals import Number, read_number, rounded
-from mstar_engine.types import Problem
 
 _LETTER = re.compile(r"(?:(?:the |an )?(?:option|choice) )?(?:\(([a-z])\)|\[([a-z])\]|([a-z]))[.):]?", re.IGNORECASE)
 _LETTER_AND_TEXT = re.compile(r"(?:\(([a-z])\)[.:]?|\[([a-z])\][.:]?|([a-z])[.):]) ?(\S.*)", re.IGNORECASE)
@@ -61,23 +59,6 @@ class Gold:
 def gold_of(value: str, answer_type: AnswerType) -> Gold:
     """`Gold(value, answer_type)`, kept: the responses of a group share one."""
     return Gold(value, answer_type)
-
-
-def refuse_unreadable(problems: Iterable[Problem], what: str) -> None:
-    """ValueError with the count and the first of the problems whose reference answer their type cannot read, or whose
-    answers cannot be compared for want of math-verify."""
-    wrong = []
-    for problem in problems:
-        if problem.answer_type is not None:
-            try:
-                if problem.answer_type.kind == "latex":
-                    latex.require()
-                if problem.gold is not None:
-                    gold_of(problem.gold, problem.answer_type)
-            except ValueError as error:
-                wrong.append(f"{problem.id} ({error})")
-    if wrong:
-        raise ValueError(f"{what}: {len(wrong)} reference answers cannot be used: {wrong[0]}")
 
 
 def answer_key(answer: str, answer_type: AnswerType) -> Key:

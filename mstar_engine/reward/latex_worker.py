@@ -1,4 +1,6 @@
-"""The process that compares LaTeX with math-verify: a line of JSON [answer, gold] in, a line with the outcome out.
+"""The process that compares LaTeX with math-verify: a line of JSON in, a line with the outcome out.
+
+[answer, gold] asks whether they match, [gold] whether it can be read (then it is said to match).
 
 Run by file (`reward/latex.py`), it imports nothing of this package. Who asks bounds its time; memory and processor time
 are bounded here, so that one that nobody waits for any more ends as well.
@@ -26,11 +28,13 @@ def main() -> None:
     _limit("RLIMIT_CORE", 0)
     from math_verify import parse, verify
 
-    def outcome(answer: str, gold: str) -> str:
-        wanted = _parsed(parse, gold)
-        given = _parsed(parse, answer)
-        if not wanted or not given:
+    def outcome(*formulas: str) -> str:
+        parsed = [_parsed(parse, formula) for formula in formulas]
+        if not all(parsed):
             return "unreadable LaTeX"
+        if len(parsed) == 1:
+            return "match"
+        given, wanted = parsed
         # Without its own limits: they are signals, which do not stop everything.
         return "match" if verify(wanted, given, timeout_seconds=None) else "mismatch"
 

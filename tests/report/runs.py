@@ -170,6 +170,11 @@ DYNAMICS = [
     *("solved_none", "solved_some", "solved_all", "distinct"),
 ]
 
+REASONS = (
+    {"match": 5, "mismatch": 1200, "no answer": 30, "not a number": 4, HOSTILE: 3},
+    {"mismatch": 900, "match": 6, "unfinished (length)": 7, "timeout": 2, "empty answer": 1, "not a list": 1},
+)
+
 
 def dynamics(shift: int) -> dict[str, Estimate]:
     """Every metric by name, one below 0, and one of a later version."""
@@ -203,10 +208,11 @@ def write_rich_run(path: Path) -> Path:
     summary = read_summary(path / "summary.json")
     first, second = summary.evolve
     rows = (
-        replace(first, correct=5, temperature=0.5, dynamics=dynamics(4), sweep=sweep(0.5)),
+        replace(first, correct=5, reasons=REASONS[0], temperature=0.5, dynamics=dynamics(4), sweep=sweep(0.5)),
         replace(
             second,
             correct=6,
+            reasons=REASONS[1],
             temperature=1.0,
             dynamics=dynamics(9),
             sweep=sweep(1.0, HOSTILE, model=True),

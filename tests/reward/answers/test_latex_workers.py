@@ -9,7 +9,8 @@ import pytest
 
 from mstar_engine.answer_type import AnswerType
 from mstar_engine.reward import latex
-from mstar_engine.reward.golds import Gold, compare, refuse_unreadable
+from mstar_engine.reward.gold_check import refuse_unreadable
+from mstar_engine.reward.golds import Gold, compare
 from mstar_engine.reward.latex import LatexWorkers
 from mstar_engine.reward.typed import judge_typed
 from mstar_engine.reward.verdict import CRASH, MATCH, MISMATCH, REASONS, TIMEOUT, UNREADABLE

@@ -10,8 +10,9 @@ from mstar_engine.answer_type import AnswerType
 from mstar_engine.config import PromptsConfig
 from mstar_engine.evolve.dynamics import vote_accuracy
 from mstar_engine.evolve.pseudo_labels import pseudo_label, pseudo_summary
+from mstar_engine.reward import latex
 from mstar_engine.reward.answers import bare_answer, judge, judge_response, judge_text
-from mstar_engine.reward.golds import refuse_unreadable
+from mstar_engine.reward.gold_check import refuse_unreadable
 from mstar_engine.reward.vote import majority_vote
 from mstar_engine.rollout_file import SCHEMA, RolloutWriter, group_table, read_rollouts
 from mstar_engine.table_file import TableWriter
@@ -39,9 +40,12 @@ def test_judging_follows_the_type():
     judged = judge(group_of(texts, "2.5", FLOAT))
     assert [response.correct for response in judged.responses] == [True, True, True, False, False, False]
     assert [response.answer for response in judged.responses] == ["2.5 cm", "5/2", "2.46", "2.6", None, None]
+    assert [response.reason for response in judged.responses] == [
+        "match", "match", "match", "mismatch", "no answer", "empty answer",
+    ]  # fmt: skip
     unlabelled = judge(group_of(texts, None, FLOAT))
     assert [response.answer for response in unlabelled.responses] == ["2.5 cm", "5/2", "2.46", "2.6", None, None]
-    assert {response.correct for response in unlabelled.responses} == {None}
+    assert {(response.correct, response.reason) for response in unlabelled.responses} == {(None, None)}
 
 
 def test_a_typed_response_that_was_cut_is_wrong():
@@ -95,7 +99,18 @@ def test_types_are_kept_with_rollouts(tmp_path):
     assert [group.problem.answer_type for group in read_rollouts(path, given)] == [None, CHOICE]
 
 
-@pytest.mark.parametrize("missing", [["answer_type"], ["answer_type", "label", "truth"]])
+@pytest.mark.skipif(not latex.installed(), reason="needs math-verify")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_latex_is_judged_side_by_side_in_order(workers):
+    latex.use(workers, 60.0)
+    texts = ["# Answer\n0.5", "# Answer\n\\frac{2}{4}", "# Answer\n2", "nothing", "# Answer\n\\frac{", "# Answer\n1/2"]
+    judged = judge(group_of(texts, "\\frac{1}{2}", AnswerType(kind="latex")))
+    assert [response.correct for response in judged.responses] == [True, True, False, False, False, True]
+    assert judged.responses[3].reason == "no answer" and latex.counts().comparisons == 5
+    latex.use(1, latex.SECONDS)
+
+
+@pytest.mark.parametrize("missing", [["reason"], ["answer_type"], ["answer_type", "label", "truth"]])
 def test_a_phase_that_an_older_version_began_goes_on(tmp_path, missing):
     path = tmp_path / "rollouts.parquet"
     old, new = group_of(["x"], "12", None, id="b"), group_of(["x"], "2.5", FLOAT, id="a")
@@ -109,3 +124,16 @@ def test_a_phase_that_an_older_version_began_goes_on(tmp_path, missing):
     groups = read_rollouts(path)
     assert [group.problem.answer_type for group in groups] == [FLOAT, None]
     assert [group.problem.label for group in groups] == ["gold", "gold"]
+    assert [response.reason for group in groups for response in group.responses] == [None, None]
+
+
+def test_reasons_are_kept_with_rollouts(tmp_path):
+    path = tmp_path / "rollouts.parquet"
+    judged = judge(group_of(["# Answer\n2.5", "# Answer\nmany", "no"], "2.5", FLOAT))
+    with RolloutWriter(path, 0) as writer:
+        writer.write(judged)
+        writer.finish()
+    (group,) = read_rollouts(path)
+    assert [response.reason for response in group.responses] == ["match", "not a number", "no answer"]
+    pq.write_table(pq.read_table(path).drop_columns(["reason"]), path)  # as an earlier version finished it
+    assert [response.reason for response in read_rollouts(path)[0].responses] == [None] * 3
