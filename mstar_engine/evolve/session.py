@@ -16,7 +16,7 @@ from mstar_engine.data.checks import check_data
 from mstar_engine.data.sources import DataSet, load_data
 from mstar_engine.evolve.methods import METHODS
 from mstar_engine.evolve.pipeline import TINY, Pipeline
-from mstar_engine.evolve.policy import prepare
+from mstar_engine.evolve.policy import prepare, prompt_encoder
 from mstar_engine.evolve.process_reward import check_process_reward
 from mstar_engine.evolve.prompts import Prompts
 from mstar_engine.models.compatibility import probe, refuse_unsupported
@@ -29,7 +29,6 @@ from mstar_engine.models.loading import (
     load_model,
 )
 from mstar_engine.models.lora import refuse_without_peft, target_layers
-from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.models.tiny import build_tiny, tiny_config
 from mstar_engine.models.vision_tower import freeze_vision_tower
 from mstar_engine.report.progress import Progress
@@ -153,7 +152,7 @@ def dry_run(config: RunConfig) -> int:
             trust_remote_code=config.model.trust_remote_code,
         )
     shape = probe(model)
-    prompt = PromptEncoder(processor).encode(data.train[0])
+    prompt = prompt_encoder(processor, config).encode(data.train[0])
     rollout, iterations = config.rollout, config.evolve.iterations_of(len(data.train))
     samples = METHODS[config.evolve.method].imitates == "selected"
     chunk = config.evolve.problems_of(len(data.train))
