@@ -246,7 +246,7 @@ def known_keys(cls: type = RunConfig, prefix: str = "") -> list[str]:
 
 def _elsewhere(section: str) -> str:
     """Where the key is that a section's name was taken for, if it is one elsewhere."""
-    found = [key for key in known_keys() if key.endswith(f".{section}")]
+    found = sorted((key for key in known_keys() if key.endswith(f".{section}")), key=lambda key: key[:7] != "rollout")
     return f"; did you mean {found[0]}?" if found else ""
 
 
