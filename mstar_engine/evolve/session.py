@@ -19,6 +19,7 @@ from mstar_engine.evolve.pipeline import TINY, Pipeline
 from mstar_engine.evolve.policy import prepare, prompt_encoder
 from mstar_engine.evolve.process_reward import check_process_reward
 from mstar_engine.evolve.prompts import Prompts
+from mstar_engine.evolve.warmup import planned
 from mstar_engine.models.compatibility import probe, refuse_unsupported
 from mstar_engine.models.loading import (
     attention_of,
@@ -172,7 +173,8 @@ def dry_run(config: RunConfig) -> int:
     lines = {
         "model": f"{config.model.model_name_or_path}, {parameters:,} parameters, {shape.dtype}",
         "problems": f"{len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test, "
-        f"{len(data.ood)} out of distribution, {len(data.warmup)} for the warm-up",
+        f"{len(data.ood)} out of distribution",
+        "warm-up": planned(config, len(data.train), len(data.warmup)),
         "prompt": f"{len(prompt.input_ids)} tokens (first problem), images included",
         "iterations": f"{iterations} x {chunk} problems"
         + (f" x {rollout.n} responses = {iterations * chunk * rollout.n:,} responses" if samples else ", not sampled"),

@@ -19,6 +19,7 @@ from mstar_engine.models.loading import load_model
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.report.html import build_report
 from mstar_engine.report.progress import Progress
+from mstar_engine.report.trackers.metrics import place_metrics
 from mstar_engine.rollout_file import RolloutWriter, read_rollouts
 from mstar_engine.run import main
 from mstar_engine.run_directory import RunDirectory
@@ -82,6 +83,8 @@ def test_the_funnel(finished, checkpoint):
     events = read_events(finished / "journal.jsonl")
     (event,) = [event for event in events if event["event"] == "warmup_samples"]
     assert event["kept"] == sift.kept and event["tokens_per_second"] > 0
+    tracked = place_metrics(json.loads((finished / "summary.json").read_text())["warmup"])
+    assert tracked["rollout/warmup/kept"] == sift.kept
     text = build_report(finished)
     assert "What the warm-up learned from" in text and "given away" in text
 
@@ -221,6 +224,14 @@ def test_batches_accumulate(checkpoint, tmp_path):
         assert sum(forwards) == parts * len(steps) and sifted(run.journal) is None
         found.append([(step.loss, step.grad_norm, step.tokens, step.learning_rate) for step in steps])
     assert found[0] == [pytest.approx(step, rel=1e-3) for step in found[1]]
+
+
+def test_a_dry_run_says_what_would_be_sampled(checkpoint, tmp_path, capsys):
+    more = ("warmup.problems=12", "warmup.max_examples=20")
+    assert main(["smoke", *sampled_overrides(tmp_path / "run", checkpoint, *more), "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert "warm-up:     12 problems x 4 responses" in said and "= 48 responses, of which at most 20 are" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_seeds_lie_apart():
