@@ -95,10 +95,10 @@ class WarmupConfig:
 
     `source`: what it imitates. "demonstrations" are worked responses that the data has (`data.warmup`). "sampled" is
     the paper's way, for any model that follows instructions (section 2): `n` responses to each of `problems` labelled
-    training problems (0: all) are drawn at `temperature` on `prompt`, which has the reference answer too. Kept are
-    those that end by themselves with the right answer, have at least `min_steps` steps before it and none of the
-    phrases in `refuse`; at most `keep` different ones of a problem and `max_examples` in all (0: no limit). They are
-    imitated on the prompt that the policy always gets (`prompts.system`, `prompts.template`), without the answer.
+    training problems (0: all) are drawn at `temperature` on `prompt`, which has the places {question} and {answer}, the
+    reference answer, and stands in place of `prompts.template`. Kept are those that end by themselves with the right
+    answer, have at least `min_steps` steps before it and none of the phrases in `refuse`; at most `keep` different ones
+    of a problem and `max_examples` in all (0: no limit). They are imitated on the prompt that the policy always gets.
     """
 
     source: Literal["demonstrations", "sampled"] = "demonstrations"

@@ -32,6 +32,9 @@ def sieve(*overrides: str) -> Sieve:
     return Sieve.of(load_config(None, ["warmup.keep=2", *overrides]))
 
 
+ONE = sieve("warmup.keep=1")
+
+
 def group(*texts: str, gold: str = "12", reasons: dict[int, str] | None = None) -> Group:
     empty = np.zeros(1, np.float32)
     responses = [
@@ -76,12 +79,11 @@ def test_each_fate():
 
 @given(st.lists(st.sampled_from(["1\n\n# Answer 12", "2\n\n# Answer 12", "# Answer 12", "1\n\n# Answer 1", ""])))
 def test_kept_is_right_distinct_and_few(texts):
-    made = group(*texts)
-    sifted, fates = sieve("warmup.n=40", "warmup.keep=1").sift(made)
+    sifted, fates = ONE.sift(group(*texts))
     kept = [response for response in sifted.responses if response.selected]
     assert len(kept) <= 1 and all(response.correct for response in kept) and fates.count(KEPT) == len(kept)
     assert bool(kept) == any(text.endswith("12") and not text.startswith("#") for text in texts)
-    assert sieve("warmup.n=40", "warmup.keep=1").sift(sifted)[1] == fates  # again, on what is stored
+    assert ONE.sift(sifted)[1] == fates  # again, on what is stored
 
 
 def test_phrases_are_configurable():
