@@ -126,6 +126,15 @@ class RunConfig:
             raise ValueError("rollout.merge_lora", True, "false, or model.lora_r of 1 or more")
         return value
 
+    @field_validator("rollout")
+    @classmethod
+    def _room_for_the_warm_up(cls, value: RolloutConfig, info: ValidationInfo) -> RolloutConfig:
+        """The responses to a problem are drawn together."""
+        warmup = info.data.get("warmup")
+        if warmup and warmup.source == "sampled" and warmup.n > value.max_rows:
+            raise ValueError("warmup.n", warmup.n, f"at most rollout.max_rows={value.max_rows}")
+        return value
+
     @field_validator("train")
     @classmethod
     def _bf16_has_bfloat16_parameters(cls, value: TrainConfig, info: ValidationInfo) -> TrainConfig:

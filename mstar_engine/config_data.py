@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from mstar_engine.answer_type import EXTRACTION_RULES, VARIANTS
 from mstar_engine.config_section import Count, CountOrOff, Rate, Share, Text, section
+from mstar_engine.prompt_template import HINTED, check_template
 
 ProblemSet = Literal["train", "unlabelled", "warmup", "validation", "test", "ood"]
 ExtractionRule = Literal[*EXTRACTION_RULES]
@@ -107,17 +108,61 @@ class PretrainConfig:
     check_learning_rate: Rate = 2e-3
 
 
+GIVEN_AWAY = (
+    *("given answer", "answer given", "answer is given", "answer was given", "as provided", "provided answer"),
+    *("answer provided", "answer is provided", "answer was provided", "reference answer", "known answer"),
+    *("answer is known", "answer was known", "known beforehand", "already know", "ground truth", "expected answer"),
+    *("told that the answer", "told the answer", "match the answer", "matches the answer", "the hint"),
+)
+"""Phrases by which a response shows that it had been told the answer."""
+SAMPLED_WARMUP = ("problems", "n", "temperature", "prompt", "refuse", "min_steps", "keep", "max_examples")
+"""Keys of the warm-up that decide something with warmup.source=sampled only."""
+
+
 @section
 class WarmupConfig:
-    """Supervised training on demonstrations: gives the policy its output format. `max_steps` -1: the epochs decide.
+    """Supervised training that gives the policy its output format. `max_steps` -1: the epochs decide. A step learns
+    from `per_device_train_batch_size` examples in one forward pass, `gradient_accumulation_steps` times.
 
     The default stops where the policy gets somewhat under half of the problems right: completions from a much weaker
     one say little about a step.
+
+    `source`: what it imitates. "demonstrations" are worked responses that the data has (`data.warmup`). "sampled" is
+    the paper's way, for any model that follows instructions (section 2): `n` responses to each of `problems` labelled
+    training problems (0: all) are drawn at `temperature` on `prompt`, which has the places {question} and {answer}, the
+    reference answer, and stands in place of `prompts.template`. Kept are those that end by themselves with the right
+    answer, have at least `min_steps` steps before it and none of the phrases in `refuse`; at most `keep` different ones
+    of a problem and `max_examples` in all (0: no limit). They are imitated on the prompt that the policy always gets.
     """
 
+    source: Literal["demonstrations", "sampled"] = "demonstrations"
+    problems: CountOrOff = 0
+    n: Count = 4
+    temperature: Rate = 1.0
+    prompt: Text = HINTED
+    refuse: list[Text] = Field(default_factory=lambda: list(GIVEN_AWAY))
+    min_steps: CountOrOff = 1
+    keep: Count = 1
+    max_examples: CountOrOff = 0
     max_steps: Annotated[int, Field(ge=-1)] = 900
     num_train_epochs: Rate = 1.0
     per_device_train_batch_size: Count = 16
+    gradient_accumulation_steps: Count = 1
     learning_rate: Rate = 8e-4
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "linear"
     warmup_steps: CountOrOff = 10
+
+    @field_validator("prompt")
+    @classmethod
+    def _question_and_answer(cls, value: str) -> str:
+        """A hint is the question and its answer."""
+        check_template(value, ("question", "answer"))
+        return value
+
+    @field_validator("keep")
+    @classmethod
+    def _no_more_than_sampled(cls, value: int, info: ValidationInfo) -> int:
+        """Some of n."""
+        if value > info.data.get("n", value):
+            raise ValueError(f"at most warmup.n={info.data['n']}")
+        return value

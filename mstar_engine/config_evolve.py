@@ -18,8 +18,10 @@ from mstar_engine.config_section import (
     PositiveShare,
     Rate,
     Share,
+    Text,
     section,
 )
+from mstar_engine.prompt_template import PLAIN, check_template
 
 
 @section
@@ -245,7 +247,10 @@ class TemperatureConfig:
 
 @section
 class PromptsConfig:
-    """Which problems are sampled (paper section 3.4): the labelled ones, and, from the share `mix_in_from` of the
+    """How problems are put to the policy, wherever it is sampled, trained, scored or measured: in `template`, which has
+    the place {question} ({{ and }} stand for braces), behind the system message `system` ("": none).
+
+    Which problems are sampled (paper section 3.4): the labelled ones, and, from the share `mix_in_from` of the
     iterations on, also the unlabelled ones.
 
     Their reference answers are the true ones ("oracle") or pseudo-labels ("pseudo"): what the responses vote for,
@@ -253,11 +258,20 @@ class PromptsConfig:
     lead `min_margin`.
     """
 
+    system: str = ""
+    template: Text = PLAIN
     unlabelled: Literal["none", "oracle", "pseudo"] = "none"
     mix_in_from: Share = 0.0
     vote: Literal["weighted", "majority"] = "weighted"
     min_share: Share = 0.0
     min_margin: Share = 0.0
+
+    @field_validator("template")
+    @classmethod
+    def _has_the_question(cls, value: str) -> str:
+        """A prompt asks."""
+        check_template(value, ("question",))
+        return value
 
     @property
     def needs_scores(self) -> bool:

@@ -19,7 +19,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from mstar_engine.config import RunConfig
+from mstar_engine.config_data import SAMPLED_WARMUP, WarmupConfig
 from mstar_engine.presets import preset_mapping
+from mstar_engine.prompt_template import PLAIN
 from mstar_engine.yaml_text import ConfigError, one_line, parse_yaml, write_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -70,6 +72,11 @@ LATER = {
     "model.lora_dropout": 0.0,
     "model.lora_target_modules": "all-linear",
     "model.freeze_vision_tower": False,
+    "prompts.system": "",
+    "prompts.template": PLAIN,
+    "warmup.source": "demonstrations",
+    "warmup.gradient_accumulation_steps": 1,
+    **{f"warmup.{name}": getattr(WarmupConfig(), name) for name in SAMPLED_WARMUP},  # which demonstrations do not need
 }
 
 # What other trainers call the same thing.
@@ -165,7 +172,12 @@ def _override(text: str) -> dict[str, Any]:
     leaf = _annotation(dotted)
     if leaf is None:
         raise _unknown(dotted)
-    value = parse_yaml(raw, dotted)
+    try:
+        value = parse_yaml(raw, dotted)
+    except ConfigError:  # a template begins like a mapping
+        value = None
+        if not _is_text(leaf) or "{" not in raw:
+            raise
     if _is_text(leaf) and not isinstance(value, str):
         value = raw.strip()
     for key in reversed(dotted.split(".")):
@@ -238,7 +250,7 @@ def known_keys(cls: type = RunConfig, prefix: str = "") -> list[str]:
 
 def _elsewhere(section: str) -> str:
     """Where the key is that a section's name was taken for, if it is one elsewhere."""
-    found = [key for key in known_keys() if key.endswith(f".{section}")]
+    found = sorted((key for key in known_keys() if key.endswith(f".{section}")), key=lambda key: key[:7] != "rollout")
     return f"; did you mean {found[0]}?" if found else ""
 
 
@@ -248,6 +260,7 @@ def _unknown(dotted: str) -> ConfigError:
     wanted = f"{section}.{last}" if section else last
     namesakes = [key for key in keys if key.rpartition(".")[2] == last]
     near = [wanted] if wanted in keys else []
+    near += [f"rollout.{last}"] if not section and f"rollout.{last}" in keys else []
     near += difflib.get_close_matches(wanted, namesakes, n=1, cutoff=0.0)
     near += difflib.get_close_matches(wanted, keys, n=1, cutoff=0.0)
     return ConfigError(f"{one_line(dotted)}: unknown key; did you mean {near[0]}?")

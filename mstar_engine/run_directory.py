@@ -115,14 +115,14 @@ def _agree(path: Path, config: RunConfig, resume: bool) -> None:
 def differences(there: dict[str, Any], asked: dict[str, Any], sections: Sequence[str] | None = None) -> str:
     """In words, the keys in which two configurations would compute different things; "" when they agree.
 
-    `sections` limits the comparison to these and to keys outside of any section.
+    `sections` limits the comparison to these (a section, or one dotted key) and to keys outside of any section.
     """
     before, now = identity(there), identity(asked)
     differing = [
         key
         for key in now | before
         if (key not in before or key not in now or before[key] != now[key])
-        and (sections is None or "." not in key or key.partition(".")[0] in sections)
+        and (sections is None or "." not in key or key in sections or key.partition(".")[0] in sections)
     ]
     shown = [f"{key} ({before.get(key, 'absent')} there, {now.get(key, 'absent')} now)" for key in differing[:4]]
     return ", ".join(shown + ([f"and {len(differing) - 4} more"] if len(differing) > 4 else []))

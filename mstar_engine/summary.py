@@ -82,8 +82,27 @@ class LatexSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SiftSummary:
+    """What a warm-up drew with the answers before the policy: responses `sampled` to `problems`, the `right` ones among
+    them and the `kept` ones, which it learned from; `fates` says how many responses met which end ("kept" among them).
+
+    `solved` problems had a response that was fit to learn from; `without_gold` were left out for want of an answer.
+    """
+
+    problems: int
+    without_gold: int
+    solved: int
+    sampled: int
+    right: int
+    kept: int
+    fates: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WarmupSummary:
     """The warmed-up policy: where the evolution starts.
+
+    `sift` is there when it learned from responses of its own.
 
     `greedy` and `ood_greedy` on the test problems, like those at the end; the others on the validation problems, like
     those of the iterations. `dynamics` as in IterationSummary.
@@ -96,6 +115,7 @@ class WarmupSummary:
     reward_pass_at_2: Estimate | None = None
     verifier: dict[int, VerifierSummary] | None = None
     dynamics: dict[str, Estimate] = field(default_factory=dict)
+    sift: SiftSummary | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

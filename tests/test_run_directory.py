@@ -1,12 +1,13 @@
 """The run directory: one run each, one process at a time, continued only as itself."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 from PIL import Image
 
 from mstar_engine.config_parse import load_config
-from mstar_engine.run_directory import RunDirectory, RunDirectoryError, report_image_path
+from mstar_engine.run_directory import RunDirectory, RunDirectoryError, differences, report_image_path
 
 
 def config(path, *overrides):
@@ -99,3 +100,12 @@ def test_summary_and_images(tmp_path):
     assert (tmp_path / "report_images" / "digits-1.png").is_file()
     assert report_image_path(tmp_path, "../../up").resolve().parent == (tmp_path / "report_images").resolve()
     assert report_image_path(tmp_path, "../../up").is_file()
+
+
+def test_differences_of_some_keys():
+    """By section, or by one key of a section."""
+    plain, put = (asdict(load_config(None, more)) for more in ([], ["prompts.template={question} Go.", "seed=3"]))
+    assert "prompts.template" in differences(plain, put, ["prompts.template"])
+    assert "prompts.template" in differences(plain, put, ["prompts"])
+    for other in (["prompts.system"], ["data"]):
+        assert "prompts" not in differences(plain, put, other) and "seed" in differences(plain, put, other)

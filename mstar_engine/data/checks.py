@@ -35,8 +35,13 @@ def check_data(data: DataSet, config: RunConfig) -> None:
 
     The warm-up's ids may repeat: a problem can be demonstrated in several ways.
     """
-    if "warmup" in config.stages and not data.warmup:
-        raise ValueError("data.warmup='': no demonstrations; allowed without the stage warmup")
+    sampled = config.warmup.source == "sampled"
+    if "warmup" in config.stages and not sampled and not data.warmup:
+        raise ValueError(
+            "data.warmup='': no demonstrations; allowed with warmup.source=sampled, or without the stage warmup"
+        )
+    if "warmup" in config.stages and sampled and not any(problem.gold for problem in data.train):
+        raise ValueError("warmup.source=sampled: no training problem has a reference answer; allowed: demonstrations")
     for name in ("train", "unlabelled", *_MEASURED):
         refuse_repeated_ids(getattr(data, name), f"{_NAMES[name]} set")
     refuse_repeated_ids([*data.train, *data.unlabelled], "training and unlabelled sets together")

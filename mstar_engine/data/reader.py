@@ -23,7 +23,7 @@ from mstar_engine.types import Problem
 
 _IMAGE = "<image>"
 # What families' processors put images in place of: in a question it would claim an image that is not there.
-_FOREIGN = re.compile(
+IMAGE_TOKENS = re.compile(
     r"<\|(?:image(?:_pad|_\d+)?|vision_start|vision_end|video_pad|endofimage)\|>"
     r"|<image_soft_token>|<start_of_image>|<IMG_CONTEXT>|<im_patch>|<fake_token_around_image>|\[IMG\]|<image_\d+>"
 )
@@ -297,7 +297,7 @@ def _without_placeholders(question: str, images: int, record: Record) -> str:
     Of several images, one that the text names in passing keeps its number there.
     """
     column, places = record.names["question"], question.count(_IMAGE)
-    if (foreign := _FOREIGN.search(question)) is not None:
+    if (foreign := IMAGE_TOKENS.search(question)) is not None:
         raise Flaw("placeholders", column, f"{foreign[0]!r}; allowed: {_IMAGE}, one for each image")
     if places != images and (places or record.placed):
         raise Flaw("placeholders", column, f"{places} of {_IMAGE} for {images} images")

@@ -42,9 +42,9 @@ from mstar_engine.yaml_text import parse_yaml
 DEFAULT_RECIPE = "ablation"
 SHARED = "shared"
 _BEFORE = STAGES[: STAGES.index("evolve")]
-# What the stages before the evolution depend on; `train` because the optimizer is the run's, `evaluate` because the
-# warmed-up policy is measured.
+# What the stages before the evolution depend on: `train` for the optimizer, `evaluate` for the first measurement.
 _SECTIONS_BEFORE = ("model", "data", "pretrain", "warmup", "rollout", "steps", "annotate", "prm", "train", "evaluate")
+_SECTIONS_BEFORE += ("prompts.system", "prompts.template")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

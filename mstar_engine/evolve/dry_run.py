@@ -14,13 +14,12 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, ProcessorMixin
 
 from mstar_engine.config import RunConfig
-from mstar_engine.data.files import limits_of
 from mstar_engine.data.quarantine import Quarantine
 from mstar_engine.data.sources import DataSet
 from mstar_engine.evolve.dry_run_page import SETS, memory_lines, model_lines, prompt_lines, row_lines, sized, work_lines
 from mstar_engine.evolve.memory_plan import MemoryPlan, Prompt
 from mstar_engine.evolve.pipeline import TINY
-from mstar_engine.evolve.policy import prepare
+from mstar_engine.evolve.policy import prepare, prompt_encoder
 from mstar_engine.evolve.process_reward import POLICY, prm_path
 from mstar_engine.evolve.prompt_sample import PromptSample, sample_prompts
 from mstar_engine.evolve.prompts import Prompts
@@ -30,7 +29,6 @@ from mstar_engine.models.compatibility import KVShape, image_token_id, probe
 from mstar_engine.models.export import tensors_of
 from mstar_engine.models.loading import blank_model, device_of, load_config_of, load_model, load_processor
 from mstar_engine.models.model_size import ModelSize, model_size
-from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.models.tiny import build_tiny
 
 ENCODED, ENCODED_ELSEWHERE = 32, 8
@@ -124,7 +122,7 @@ def _weights_in_words(config: RunConfig, policy: _Policy) -> str:
 
 def _samples(config: RunConfig, data: DataSet, policy: _Policy) -> dict[str, PromptSample]:
     """Of each set with problems, what some prompts look like."""
-    encoder = PromptEncoder(policy.processor, limits=limits_of(config.data))
+    encoder = prompt_encoder(policy.processor, config)
     token = image_token_id(policy.model.config, policy.processor)
     found = {}
     for name in SETS:

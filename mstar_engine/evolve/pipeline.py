@@ -23,6 +23,7 @@ from mstar_engine.evolve.policy import ADAPTERS, Policy
 from mstar_engine.evolve.process_reward import ProcessReward, scoring_model
 from mstar_engine.evolve.prompts import Prompts
 from mstar_engine.evolve.verdict_counts import latex_counted, latex_total
+from mstar_engine.evolve.warmup import Warmup, sifted
 from mstar_engine.models.loading import device_of
 from mstar_engine.models.memory import give_back
 from mstar_engine.models.prompts import PromptEncoder, open_image
@@ -34,11 +35,10 @@ from mstar_engine.reward.prm import ProcessRewardModel
 from mstar_engine.rollout_file import read_rollouts
 from mstar_engine.run_directory import RunDirectory
 from mstar_engine.train.checkpoint import recover, save_checkpoint
-from mstar_engine.train.collate import imitate
 from mstar_engine.train.pretrain import align, check, ground
 from mstar_engine.train.schedule import Schedule, schedule_of
 from mstar_engine.train.trainer import StepStats
-from mstar_engine.types import Problem, TrainingExample
+from mstar_engine.types import Problem
 from mstar_kernels import _C
 
 TINY = "tiny"
@@ -102,18 +102,13 @@ class Pipeline:
         save_checkpoint(self._checkpoint("base"), model, processor)
 
     def warmup(self) -> None:
-        """Supervised training on demonstrations, then the measurement that evolution starts from (paper section 2)."""
-        warmup = self.config.warmup
-        size = warmup.per_device_train_batch_size
-        total = self._warmup_steps(len(self.data.warmup))
-        schedule = schedule_of(warmup.learning_rate, warmup.lr_scheduler_type, warmup.warmup_steps, total)
+        """Supervised training, then the measurement that evolution starts from (paper section 2)."""
         if self._checkpoint("warmup").exists():  # trained in an earlier sitting, and not measured
             self._policy = self._warmed_up()
         else:
-            self._policy = policy = Policy.load(self._base(), self.config, schedule)
-            self._imitate([imitate(problem, policy.encoder) for problem in self.data.warmup], size, total)
-            # The evolution has its own clock; Adam's moments go on (paper section 3.1: one optimizer for the run).
-            policy.trainer.reset_clock()
+            warmup = Warmup(self.config, self.run, self.data, self.progress, self._warmup_step)
+            self._policy = policy = Policy.load(self._base(), self.config, warmup.schedule(len(self.data.warmup)))
+            warmup.train(policy)
             policy.save(self._checkpoint("warmup"))
         on_validation = self._measure("validation", self.data.validation, samples=self.config.evaluate.pass_at_k_n)
         self.summary["warmup"] = {
@@ -122,31 +117,14 @@ class Pipeline:
             "validation_greedy": on_validation.greedy,
             "pass_at_k": on_validation.pass_at_k,
             "dynamics": on_validation.dynamics,
+            "sift": sifted(self.run.journal),
         }
         self.progress.greedy = on_validation.greedy
         self.run.journal.append("warmup", **self.summary["warmup"])
         self.trackers.place(0, self.summary["warmup"])
 
-    def _imitate(self, examples: list[TrainingExample], batch_size: int, steps: int) -> None:
-        """Supervised training for `steps` optimizer steps, over as many epochs as that takes."""
-        assert self._policy is not None
-        with self._policy.training() as trainer, self.progress.phase("warm-up", steps, "steps") as phase:
-
-            def stepped(step: StepStats) -> None:
-                show_step(phase, step)
-                self.trackers.step("warmup", step.step + 1, step)
-
-            epoch = 0
-            while trainer.global_step < steps:
-                trainer.train_epoch(
-                    examples,
-                    batch_size=batch_size,
-                    seed=self.config.seed,
-                    epoch=epoch,
-                    max_steps=steps,
-                    progress=stepped,
-                )
-                epoch += 1
+    def _warmup_step(self, step: StepStats) -> None:
+        self.trackers.step("warmup", step.step + 1, step)
 
     def annotate(self) -> None:
         """Label the steps of the warmed-up policy's solutions by Monte Carlo completions."""
@@ -311,12 +289,6 @@ class Pipeline:
 
     def _checkpoint(self, name: str) -> Path:
         return self.run.path / "checkpoints" / name
-
-    def _warmup_steps(self, examples: int) -> int:
-        warmup = self.config.warmup
-        if warmup.max_steps >= 0:
-            return warmup.max_steps
-        return max(1, round(warmup.num_train_epochs * examples / warmup.per_device_train_batch_size))
 
     def _evolve_schedule(self) -> Schedule:
         train = self.config.train

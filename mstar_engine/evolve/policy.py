@@ -52,7 +52,7 @@ class Policy:
         self.source = source
         self.adapted = has_lora(model)
         self.processor = processor
-        self.encoder = PromptEncoder(processor, images=preprocessed(config.data), limits=limits_of(config.data))
+        self.encoder = prompt_encoder(processor, config)
         self.engine = RolloutEngine(
             model,
             self.encoder,
@@ -147,6 +147,17 @@ class Policy:
         if self.adapted:
             (path / ADAPTERS).mkdir()
             save_lora(model, path / ADAPTERS, _seen_from(path / ADAPTERS, self.source))
+
+
+def prompt_encoder(processor: ProcessorMixin, config: RunConfig) -> PromptEncoder:
+    """What puts problems to the policy of a run, wherever it is asked: with the run's system message and template."""
+    return PromptEncoder(
+        processor,
+        config.prompts.system or None,
+        template=config.prompts.template,
+        images=preprocessed(config.data),
+        limits=limits_of(config.data),
+    )
 
 
 def prepare(model: PreTrainedModel, config: RunConfig) -> None:

@@ -82,6 +82,8 @@ class ProcessReward:
             delimiter=steps.delimiter,
             max_steps=steps.max_steps,
             reduction=prm_config.reduction,
+            system=config.prompts.system or None,
+            template=config.prompts.template,
         )
         refuse_other_processor(prm.processor, policy_processor, where)
         share_images(prm, config)

@@ -22,6 +22,7 @@ from mstar_engine.data.image_integrity import ImageError
 from mstar_engine.data.images import ImageLimits, read_image
 from mstar_engine.data.tensor_cache import TensorCache
 from mstar_engine.models.image_cache import caching_processor
+from mstar_engine.prompt_template import PLAIN, fill
 from mstar_engine.types import Problem
 
 
@@ -75,7 +76,8 @@ def _same_prompt(a: Problem, b: Problem) -> bool:
 class PromptEncoder:
     """Encodes problems with a Hugging Face processor and its chat template; remembers the recent ones.
 
-    The template sees an optional system message, then one user message: the images in order, then the question.
+    The chat template sees an optional system message, then one user message: the images in order, then the text, which
+    is the question in `template` (see prompt_template.py).
     `cache_bytes` bounds the memory of the cache (least recently used out first; 0 keeps nothing). `images` keeps what
     the processor makes of image files, so that each is decoded once; `limits` those of the files. Thread-safe.
     """
@@ -85,6 +87,7 @@ class PromptEncoder:
         processor,
         system: str | None = None,
         *,
+        template: str = PLAIN,
         cache_bytes: int = 256 << 20,
         images: TensorCache | None = None,
         limits: ImageLimits | None = None,
@@ -101,6 +104,7 @@ class PromptEncoder:
             self.keep_images(images, limits)
         self.tokenizer = tokenizer
         self.system = system
+        self.template = template
         self.cache_bytes = cache_bytes
         self._cache: OrderedDict[str, tuple[Problem, EncodedPrompt]] = OrderedDict()
         self._held = 0
@@ -129,10 +133,14 @@ class PromptEncoder:
         """Keep in `images`, from now on, what the processor makes of image files within the limits."""
         self._worker, self._read = caching_processor(self.processor, images), FileImages(limits).open
 
+    def text(self, problem: Problem) -> str:
+        """What the user says beside the images."""
+        return fill(self.template, question=problem.question)
+
     def messages(self, problem: Problem) -> list[dict]:
         """The conversation that the chat template renders."""
         content = [{"type": "image", "image": open_image(problem, image, self._read)} for image in problem.images]
-        user = {"role": "user", "content": [*content, {"type": "text", "text": problem.question}]}
+        user = {"role": "user", "content": [*content, {"type": "text", "text": self.text(problem)}]}
         if self.system is None:
             return [user]
         return [{"role": "system", "content": [{"type": "text", "text": self.system}]}, user]

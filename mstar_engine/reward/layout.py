@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from mstar_engine.models.prompts import EncodedPrompt, PromptEncoder
+from mstar_engine.prompt_template import PLAIN
 from mstar_engine.reward.forms import TURN, PrmForm
 from mstar_engine.types import Problem
 
@@ -24,10 +25,14 @@ class LaidOut:
 
 
 class Layout:
-    """Lays responses out in a form, with a tokenizer (that of the policy: ids of steps are taken as they are)."""
+    """Lays responses out in a form, with a tokenizer (that of the policy: ids of steps are taken as they are).
 
-    def __init__(self, form: PrmForm, processor, system: str | None = None) -> None:
+    `system` goes before the form's own system message; `template` is what the form's question is put in first.
+    """
+
+    def __init__(self, form: PrmForm, processor, system: str | None = None, template: str = PLAIN) -> None:
         self.form = form
+        self.template = template
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.system = system if system is not None else form.system
         before, after = form.before, form.after
@@ -40,7 +45,7 @@ class Layout:
 
     def encoder(self, processor) -> PromptEncoder:
         """What encodes problems for this form."""
-        return FormEncoder(self.form, processor, self.system)
+        return FormEncoder(self.form, processor, self.system, self.template)
 
     def lay_out(self, token_ids: np.ndarray, step_ends: Sequence[int]) -> LaidOut:
         """A response whose steps end (exclusively) at `step_ends`; nothing behind the last step is read."""
@@ -84,22 +89,24 @@ class FormEncoder(PromptEncoder):
     A processor without an image processor is a text model's: a problem with images is refused, by name.
     """
 
-    def __init__(self, form: PrmForm, processor, system: str | None = None) -> None:
-        super().__init__(processor, system)
+    def __init__(self, form: PrmForm, processor, system: str | None = None, template: str = PLAIN) -> None:
+        super().__init__(processor, system, template=template)
         self.form = form
         self.reads_images = getattr(processor, "image_processor", None) is not None
 
+    def text(self, problem: Problem) -> str:
+        """What the user says beside the images."""
+        text = self.form.question.format(question=super().text(problem))
+        return text + _STEP if self.form.before == TURN else text
+
     def messages(self, problem: Problem) -> list[dict]:
         """The conversation that the chat template renders."""
-        text = self.form.question.format(question=problem.question)
-        if self.form.before == TURN:
-            text += _STEP
         if self.reads_images:
-            return super().messages(replace(problem, question=text))
+            return super().messages(problem)
         if problem.images:
             raise ValueError(f"problem {problem.id!r} has images; this process reward model reads text alone")
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return [*system, {"role": "user", "content": text}]
+        return [*system, {"role": "user", "content": self.text(problem)}]
 
     def _encode(self, problem: Problem) -> EncodedPrompt:
         if self.form.before != TURN:

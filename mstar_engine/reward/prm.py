@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from mstar_engine.prompt_template import PLAIN
 from mstar_engine.reward.forms import PrmForm
 from mstar_engine.reward.head import RewardHead
 from mstar_engine.reward.layout import LaidOut, Layout
@@ -43,8 +44,9 @@ class ProcessRewardModel:
     """A frozen process reward model: `model` with a `head`, steps read in `form`.
 
     `delimiter` and `max_steps` split responses (see `steps.step_ends`); `reduction` is "min", "mean", "product" or
-    "last". `processor` is the model's; its tokenizer must be the policy's (see `prm_checkpoint`). `max_tokens` bounds
-    the response tokens of one forward. `stats` counts the tokens the backbone computed.
+    "last". `system` and `template`: how problems were put to it when it was fitted. `processor` is the model's; its
+    tokenizer must be the policy's (see `prm_checkpoint`). `max_tokens` bounds the response tokens of one forward.
+    `stats` counts the tokens the backbone computed.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class ProcessRewardModel:
         max_steps: int = 0,
         reduction: str = "min",
         system: str | None = None,
+        template: str = PLAIN,
         max_tokens: int = 8192,
         backend: str = "auto",
     ) -> None:
@@ -71,7 +74,7 @@ class ProcessRewardModel:
         self.max_steps = max_steps
         self.reduction = reduction
         self.backend = backend
-        self.layout = Layout(form, processor, system)
+        self.layout = Layout(form, processor, system, template)
         self.encoder = self.layout.encoder(processor)
         self.runner = BranchRunner(model, max_tokens=max_tokens)
 

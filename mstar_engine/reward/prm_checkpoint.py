@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from mstar_engine.models.loading import DTYPES, IMAGE_CLASSES, attention_of, image_class, load_config_of
+from mstar_engine.prompt_template import PLAIN
 from mstar_engine.reward.forms import FORMS, PrmForm, form_named
 from mstar_engine.reward.head import RewardHead
 from mstar_engine.reward.layout import token_id
@@ -60,14 +61,19 @@ def load_prm(
     if policy_processor is not None:
         refuse_other_processor(processor, policy_processor, where)
     head = build_head(row, model, processor, where, _head_tensors(path, row, where))
-    kept = {key: said[key] for key in ("delimiter", "max_steps", "reduction", "system") if key in said}
+    kept = {key: said[key] for key in ("delimiter", "max_steps", "reduction", "system", "template") if key in said}
     prm = ProcessRewardModel(model.to(device), processor, head.to(device), row, **(kept | options))
     return prm
 
 
-def description(form: str, *, delimiter: str, max_steps: int, reduction: str) -> dict[str, Any]:
-    """What config.json of an exported model says of it."""
-    return {"form": form, "delimiter": delimiter, "max_steps": max_steps, "reduction": reduction}
+def description(form: str, prm: ProcessRewardModel) -> dict[str, Any]:
+    """What config.json of an exported model says of it: how it reads steps, and how problems were put to it."""
+    said: dict[str, Any] = {"form": form}
+    said |= {"delimiter": prm.delimiter, "max_steps": prm.max_steps, "reduction": prm.reduction}
+    layout = prm.layout
+    if layout.system is not None and layout.system != prm.form.system:
+        said["system"] = layout.system
+    return said if layout.template == PLAIN else said | {"template": layout.template}
 
 
 def head_tensors(head: RewardHead, form: PrmForm) -> dict[str, torch.Tensor]:

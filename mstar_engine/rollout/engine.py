@@ -159,9 +159,13 @@ class RolloutEngine:
         *,
         temperatures: Callable[[Problem], np.ndarray] | None = None,
         samples: Callable[[Problem], np.ndarray] | None = None,
+        encoder: PromptEncoder | None = None,
     ) -> Iterator[list[Group]]:
-        """As `generate`, with the groups that finished in the same step together (they can share one disk write)."""
-        pending = self._encode(problems, params, temperatures, samples)
+        """As `generate`, with the groups that finished in the same step together (they can share one disk write).
+
+        `encoder`: what puts the problems to the model, in place of the engine's own (of the same processor).
+        """
+        pending = self._encode(problems, params, temperatures, samples, encoder or self.encoder)
         first = next(pending, None)
         if first is None:
             raise ValueError("rollout: the data set is empty; give at least one problem")
@@ -192,6 +196,7 @@ class RolloutEngine:
         params: SamplingParams | Callable[[Problem], SamplingParams],
         temperatures: Callable[[Problem], np.ndarray] | None,
         samples: Callable[[Problem], np.ndarray] | None,
+        encoder: PromptEncoder,
     ) -> Iterator[Pending]:
         for problem in problems:
             chosen = params(problem) if callable(params) else params
@@ -209,7 +214,7 @@ class RolloutEngine:
                 )
             yield Pending(
                 problem,
-                self.encoder.encode(problem),
+                encoder.encode(problem),
                 chosen,
                 np.ascontiguousarray(degrees, dtype=np.float32),
                 _sample_numbers(problem, chosen, None if samples is None else samples(problem)),

@@ -182,7 +182,6 @@ def class_balance(solutions: Sequence[LabelledSolution]) -> Balance:
 
 def save_prm(path: Path, prm: ProcessRewardModel, form: str, **state: Any) -> None:
     """Write the model as a Hugging Face checkpoint directory that `load_prm` reads back without being told its form."""
-    said = description(form, delimiter=prm.delimiter, max_steps=prm.max_steps, reduction=prm.reduction)
-    setattr(prm.model.config, KEY, said)
+    setattr(prm.model.config, KEY, description(form, prm))
     tensors = head_tensors(prm.head, prm.form)
     save_checkpoint(path, prm.model, prm.processor, state=state, files={HEAD: tensors} if tensors else {})

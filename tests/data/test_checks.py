@@ -39,6 +39,17 @@ def refusal(data: DataSet, *more: str) -> str:
     return str(caught.value)
 
 
+def test_a_warm_up_that_samples_needs_answers_and_no_demonstrations(data: DataSet) -> None:
+    """Some answers: problems without one are left out, unless the evolution needs them."""
+    stages = "stages=[pretrain,warmup]"
+    data = replace(data, warmup=[], train=[replace(p, gold=None) for p in data.train[1:]] + data.train[:1])
+    assert "data.warmup=''" in refusal(data, stages) and "warmup.source=sampled" in refusal(data, stages)
+    check_data(data, config_of(stages, "warmup.source=sampled"))
+    assert "training set: 11 without" in refusal(data, "stages=[warmup,evolve]", "warmup.source=sampled")
+    none = replace(data, train=data.train[:-1])
+    assert refusal(none, stages, "warmup.source=sampled").startswith("warmup.source=sampled: no training problem has")
+
+
 def test_unlabelled_problems_are_further_training_problems(data: DataSet) -> None:
     """Asking for them changes no other set."""
     alone = load_data(config_of("data.unlabelled_problems=0").data, seed=0)

@@ -31,7 +31,12 @@ ROLLOUT = (
 FAMILIES = ("dynamics", "sweep", "pseudo")  # families of their own
 OTHER = "iteration"  # of an iteration as a whole
 ITERATION_FAMILIES = ("validation", "rollout", *FAMILIES, OTHER, "test", "ood")
-WARMUP = {"greedy": "test/greedy", "ood_greedy": "ood/greedy", "validation_greedy": "validation/greedy"}
+WARMUP = {
+    "greedy": "test/greedy",
+    "ood_greedy": "ood/greedy",
+    "validation_greedy": "validation/greedy",
+    "sift": "rollout/warmup",
+}
 
 
 def entry_metrics(entry: Mapping[str, Any]) -> dict[str, float]:
