@@ -169,10 +169,11 @@ class RunConfig:
     @field_validator("evaluate")
     @classmethod
     def _room_to_measure(cls, value: EvaluateConfig, info: ValidationInfo) -> EvaluateConfig:
-        """A problem is measured by one greedy response and `pass_at_k_n` samples, together."""
-        rows = info.data["rollout"].max_rows if "rollout" in info.data else value.pass_at_k_n + 1
-        if value.pass_at_k_n + 1 > rows:
-            raise ValueError("evaluate.pass_at_k_n", value.pass_at_k_n, f"below rollout.max_rows={rows}")
+        """A problem is measured by one greedy response and `pass_at_k_n` samples, or the stage's `n`, together."""
+        rows = info.data["rollout"].max_rows if "rollout" in info.data else None
+        for key in ("pass_at_k_n", "n"):
+            if rows is not None and getattr(value, key) + 1 > rows:
+                raise ValueError(f"evaluate.{key}", getattr(value, key), f"below rollout.max_rows={rows}")
         return value
 
     @field_validator("stages")

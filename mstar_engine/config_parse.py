@@ -66,6 +66,8 @@ LATER = {
     "model.lora_dropout": 0.0,
     "model.lora_target_modules": "all-linear",
     "model.freeze_vision_tower": False,
+    "evaluate.n": 0,
+    "evaluate.limit": 0,
 }
 
 # What other trainers call the same thing.

@@ -26,24 +26,29 @@ SETS = ("train", "unlabelled", "warmup", "validation", "test", "ood")
 HELD_OUT = ("validation", "test")
 
 
-def read_sets(config: DataConfig, seed: int, listed: Path | None = None) -> dict[str, list[Problem]]:
+def read_sets(
+    config: DataConfig, seed: int, listed: Path | None = None, train_needed: bool = True
+) -> dict[str, list[Problem]]:
     """The problem sets by name. `listed`: the file that names the rows that were set aside.
 
-    ValueError for a set that cannot be read, is empty, or has more than `data.max_quarantined` of its rows set aside.
+    Without a training file, where none is needed, there are the sets that have files of their own. ValueError for a set
+    that cannot be read, is empty, or has more than `data.max_quarantined` of its rows set aside.
     """
-    if not config.train:
+    if not config.train and train_needed:
         raise ValueError("data.train=''; allowed with data.dataset_name=files: a file, folder or Hugging Face name")
     found: dict[str, list[Problem]] = {name: [] for name in SETS}
     everything = Quarantine()
     try:
         for name in SETS:
             if getattr(config, name):
-                found[name] = _read_set(config, name, everything, "" if listed is None else str(listed))
+                source, folder = source_of(config, name)
+                where = "" if listed is None else str(listed)
+                found[name] = read_source(config, f"data.{name}", source, folder, everything, where)
     finally:
         if listed is not None and (everything.listed or listed.exists()):
             everything.write(listed)
     sizes = {"validation": config.validation_problems, "test": config.test_problems, "ood": config.ood_problems}
-    wanted = {name: sizes[name] for name in HELD_OUT if not getattr(config, name)}
+    wanted = {name: sizes[name] for name in HELD_OUT if config.train and not getattr(config, name)}
     held = hold_out(found["train"], wanted, seed)
     found |= held
     for name in ("validation", "test", "ood"):
@@ -72,7 +77,15 @@ def _cache(config: DataConfig) -> Path:
 
 def source_of(config: DataConfig, name: str) -> tuple[Source, Path]:
     """Where and how a set is read, and its image folder. ValueError names the key."""
-    text = getattr(config, name)
+    golds, text = name not in ("unlabelled", "warmup"), getattr(config, name)
+    return source_named(config, f"data.{name}", text, golds=golds, responses=name == "warmup")
+
+
+def source_named(
+    config: DataConfig, key: str, text: str, *, golds: bool = True, responses: bool = False
+) -> tuple[Source, Path]:
+    """What the `text` of the configuration's `key` names, read by `config` where it does not say otherwise, and the
+    image folder. ValueError names the key."""
     form, colon, path = text.partition(":")
     own = bool(colon) and form in FORMATS
     if not own:
@@ -90,27 +103,31 @@ def source_of(config: DataConfig, name: str) -> tuple[Source, Path]:
             form=form,
             fields={} if own else config.fields,
             split=split,
-            golds=name not in ("unlabelled", "warmup"),
-            responses=name == "warmup",
+            golds=golds,
+            responses=responses,
         )
     except ValueError as error:
-        raise ValueError(f"data.{name}={text}: {error}") from None
+        raise ValueError(f"{key}={text}: {error}") from None
     return source, folder
 
 
-def _read_set(config: DataConfig, name: str, everything: Quarantine, where: str) -> list[Problem]:
-    source, folder = source_of(config, name)
+def read_source(
+    config: DataConfig, key: str, source: Source, folder: Path, everything: Quarantine, where: str
+) -> list[Problem]:
+    """The problems of the source that `key` names; rows set aside join the list of `everything`, which will be in the
+    file `where`. ValueError names the key when it cannot be read, is empty, or has too many of them."""
     images = ImageFiles(folder, _cache(config) / "images", limits_of(config), config.check_images)
     quarantine = Quarantine()
     try:
         problems = list(read_problems(source, images, quarantine))
     except ValueError as error:
-        raise ValueError(f"data.{name}: {error}") from None
+        raise ValueError(f"{key}: {error}") from None
     finally:
         everything.listed += quarantine.listed
-    quarantine.settle(f"data.{name}", config.max_quarantined, where)
+    quarantine.settle(key, config.max_quarantined, where)
     if not problems:
-        raise ValueError(f"data.{name}={getattr(config, name)}: no problems among {quarantine.rows} rows")
+        split = f"#{source.split}" if source.split else ""
+        raise ValueError(f"{key}={source.path}{split}: no problems among {quarantine.rows} rows")
     return problems
 
 

@@ -28,13 +28,14 @@ class DataSet:
     unlabelled: list[Problem] = field(default_factory=list)
 
 
-def load_data(config: DataConfig, seed: int, listed: Path | None = None) -> DataSet:
+def load_data(config: DataConfig, seed: int, listed: Path | None = None, train_needed: bool = True) -> DataSet:
     """The data set that the configuration names. ValueError for one that cannot be read, or an empty set.
 
-    `listed`: where to name the rows of files that are set aside; nowhere by default.
+    `listed`: where to name the rows of files that are set aside; nowhere by default. `train_needed`: a run that learns
+    nothing does without a training file.
     """
     if config.dataset_name == "files":
-        return DataSet(**read_sets(config, seed, listed))
+        return DataSet(**read_sets(config, seed, listed, train_needed))
     worked = demonstrations(config.demonstrations, seed)
     # Reading is kept alive during the warm-up, or the short demonstration set wears it down.
     mixed = worked + captions(config.warmup_captions, seed + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import transformers
 from transformers import PretrainedConfig
 
 from mstar_engine.config import RunConfig
-from mstar_engine.data.checks import check_data
+from mstar_engine.data.benchmarks import Benchmark, read_benchmarks
+from mstar_engine.data.checks import check_benchmarks, check_data, learns
 from mstar_engine.data.sources import DataSet, load_data
+from mstar_engine.evolve.evaluate import TINY, all_lines, check_evaluation, stages_left
 from mstar_engine.evolve.methods import METHODS
-from mstar_engine.evolve.pipeline import TINY, Pipeline
+from mstar_engine.evolve.pipeline import Pipeline
 from mstar_engine.evolve.policy import prepare
 from mstar_engine.evolve.process_reward import check_process_reward
 from mstar_engine.evolve.prompts import Prompts
@@ -42,15 +45,19 @@ def start(config: RunConfig, resume: bool) -> int:
     """Do or continue the run of `config`; returns the exit status."""
     quiet()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    data = load_data(config.data, config.seed, Path(config.output_dir) / "quarantine.jsonl")
+    run = Path(config.output_dir)
+    check_evaluation(config, run)
+    data = load_data(config.data, config.seed, run / "quarantine.jsonl", learns(config))
+    benchmarks = read_benchmarks(config, run / "quarantine_benchmarks.jsonl")
     check_model(config)
     check_training(config)
-    check_process_reward(config, Path(config.output_dir))
+    check_process_reward(config, run)
     check_data(data, config)
     check_answers(data)
+    check_benchmark_problems(benchmarks, data)
     with RunDirectory.create_or_resume(config, resume) as run:
-        complete = all(run.journal.done(stage) for stage in config.stages)
-        summary = Pipeline(config, run, data, Progress()).execute()
+        complete = set(stages_left(config.stages, run.journal)) <= {"report"} and run.journal.done(config.stages[-1])
+        summary = Pipeline(config, run, data, Progress(), benchmarks).execute()
     print(closing_lines(config, summary))
     if complete:
         print(f"this run was complete; for another: make run ARGS='seed={config.seed + 1} output_dir=runs/another'")
@@ -61,6 +68,14 @@ def check_answers(data: DataSet) -> None:
     """Refuse, before a directory is taken, reference answers that their type cannot read or that cannot be compared."""
     for field in fields(data):
         refuse_unreadable(getattr(data, field.name), f"{field.name} set")
+
+
+def check_benchmark_problems(benchmarks: Sequence[Benchmark], data: DataSet) -> None:
+    """Refuse, before a directory is taken, benchmarks whose reference answers cannot be used or whose problems are
+    learned from."""
+    for one in benchmarks:
+        refuse_unreadable(one.problems, f"benchmark {one.name}")
+    check_benchmarks({f"evaluate.benchmarks.{one.name}": one.problems for one in benchmarks}, data)
 
 
 def _config_of(config: RunConfig) -> PretrainedConfig:
@@ -125,6 +140,8 @@ def closing_lines(config: RunConfig, summary: dict[str, Any]) -> str:
     for key, title in (("greedy", "test"), ("ood_greedy", "out of distribution")):
         if warmup and final and warmup.get(key) and final.get(key):
             lines.append(f"greedy accuracy, {title}: {_percent(warmup[key])} -> {_percent(final[key])}")
+    if summary["evaluation"]:
+        lines += all_lines(summary["evaluation"], Path(config.output_dir))
     spent = {name: seconds for name, seconds in summary["seconds"].items() if seconds >= 0.05}
     lines.append("seconds: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))
     report = Path(config.output_dir) / "report.html"
@@ -136,12 +153,15 @@ def closing_lines(config: RunConfig, summary: dict[str, Any]) -> str:
 def dry_run(config: RunConfig) -> int:
     """Load model and data, encode one prompt, and print what the run would do."""
     quiet()
-    data = load_data(config.data, config.seed)
+    check_evaluation(config, Path(config.output_dir))
+    data = load_data(config.data, config.seed, None, learns(config))
+    benchmarks = read_benchmarks(config)
     check_model(config)
     check_training(config)
     check_process_reward(config, Path(config.output_dir))
     check_data(data, config)
     check_answers(data)
+    check_benchmark_problems(benchmarks, data)
     if config.model.model_name_or_path == TINY:
         model, processor = build_tiny(config.seed)
     else:
@@ -153,7 +173,8 @@ def dry_run(config: RunConfig) -> int:
             trust_remote_code=config.model.trust_remote_code,
         )
     shape = probe(model)
-    prompt = PromptEncoder(processor).encode(data.train[0])
+    problems = [*data.train[:1], *data.test[:1], *(problem for one in benchmarks for problem in one.problems[:1])]
+    prompt = PromptEncoder(processor).encode(problems[0])
     rollout, iterations = config.rollout, config.evolve.iterations_of(len(data.train))
     samples = METHODS[config.evolve.method].imitates == "selected"
     chunk = config.evolve.problems_of(len(data.train))
@@ -186,6 +207,11 @@ def dry_run(config: RunConfig) -> int:
         + (f"; {trained:,} parameters are trained" if trained < parameters else ""),
         "threads": f"{config.threads or torch.get_num_threads()}",
     }
+    if benchmarks:
+        counts = ", ".join(f"{len(one.problems):,} {one.name}" for one in benchmarks)
+        lines["benchmarks"] = f"{counts} problems, greedy" + (
+            f" and {n} samples each" if (n := config.evaluate.n) else ""
+        )
     if (mixed := prompts.in_words()) is not None:
         lines["prompts"] = mixed
     for name, value in lines.items():
