@@ -147,7 +147,7 @@ class RunConfig:
     def _room_for_a_sweep(cls, value: TemperatureConfig, info: ValidationInfo) -> TemperatureConfig:
         """The arms of a sweep are branches of one prompt and run together."""
         rows = info.data["rollout"].max_rows if "rollout" in info.data else value.rows
-        if value.rows > rows:
+        if value.rows > rows and "evolve" in info.data.get("stages", ["evolve"]):
             arms = value.arms
             raise ValueError("temperature.n", value.n, f"at most {rows // arms}: {arms} temperatures x n within "
                              f"rollout.max_rows={rows}")  # fmt: skip
@@ -170,9 +170,12 @@ class RunConfig:
     @classmethod
     def _room_to_measure(cls, value: EvaluateConfig, info: ValidationInfo) -> EvaluateConfig:
         """A problem is measured by one greedy response and `pass_at_k_n` samples, or the stage's `n`, together."""
-        rows = info.data["rollout"].max_rows if "rollout" in info.data else None
-        for key in ("pass_at_k_n", "n"):
-            if rows is not None and getattr(value, key) + 1 > rows:
+        rows, stages = (
+            info.data["rollout"].max_rows if "rollout" in info.data else None,
+            info.data.get("stages", STAGES),
+        )
+        for key, needed in (("pass_at_k_n", {"warmup", "evolve"}), ("n", {"evaluate"})):
+            if rows is not None and getattr(value, key) + 1 > rows and needed & set(stages):
                 raise ValueError(f"evaluate.{key}", getattr(value, key), f"below rollout.max_rows={rows}")
         return value
 

@@ -132,8 +132,8 @@ class BenchmarkSummary:
     """One problem set that was evaluated: accuracies by category (`ALL` last), then by metric.
 
     "greedy"; "greedy_published", the same responses by the rules of `published`, where these apply to every problem;
-    of n samples "pass_at_1" (their mean), and of several, for K = 2, 4, 8 .. n, "pass_at_K" (the first K) and
-    "unbiased_pass_at_K", then "majority", and by step scores "weighted", "best_of_n" and "reward_pass_at_2".
+    of n samples "pass_at_1" (their mean), and of several "majority", by step scores "weighted", "best_of_n" and
+    "reward_pass_at_2", and for K = 2, 4, 8 .. n "pass_at_K" (the first K) and "unbiased_pass_at_K".
     """
 
     problems: int

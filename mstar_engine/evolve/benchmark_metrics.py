@@ -67,13 +67,13 @@ def accuracies(
         return found
     sampled = [replace(group, responses=group.responses[1:]) for group in groups]
     found["pass_at_1"] = sample_accuracy(sampled, seed)
-    for k in powers_of_two(n):
-        found[f"pass_at_{k}"] = pass_at_k(sampled, k)
-        found[f"unbiased_pass_at_{k}"] = unbiased_pass_at_k(sampled, k, seed)
     if n > 1:
         found |= {rule: vote_accuracy(sampled, rule) for rule in ("majority", *(BY_SCORE if scored else ()))}
     if n > 1 and scored:
         found["reward_pass_at_2"] = reward_pass_at_k(sampled, 2)
+    for k in powers_of_two(n):
+        found[f"pass_at_{k}"] = pass_at_k(sampled, k)
+        found[f"unbiased_pass_at_{k}"] = unbiased_pass_at_k(sampled, k, seed)
     return found
 
 
