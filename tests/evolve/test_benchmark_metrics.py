@@ -62,8 +62,8 @@ def test_a_category_called_all_is_not_taken_for_all():
             [
                 "greedy",
                 "pass_at_1",
-                *("pass_at_2", "unbiased_pass_at_2", "pass_at_4", "unbiased_pass_at_4"),
                 "majority",
+                *("pass_at_2", "unbiased_pass_at_2", "pass_at_4", "unbiased_pass_at_4"),
             ],
         ),
     ],

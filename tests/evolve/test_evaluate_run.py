@@ -51,7 +51,7 @@ def evaluate(given: Path, run: Path, *more: str) -> int:
         f"output_dir={run}", "threads=1", f"model.model_name_or_path={given}/policy", "data.dataset_name=files",
         f"data.cache_dir={given}/cache", f"prm.model_name_or_path={given}/prm", f"evaluate.n={N}",
         f"evaluate.benchmarks={{{names}}}", "rollout.max_completion_length=8", "rollout.max_rows=5",
-        "temperature.controller=fixed", "stages=[evaluate,report]",
+        "evaluate.pass_at_k_n=8", "stages=[evaluate,report]",
     ]  # fmt: skip
     return main(["smoke", *options, *more])
 

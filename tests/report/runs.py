@@ -203,8 +203,8 @@ def sweep(chosen: float, controller: str = "racing", model: bool = False) -> Swe
 def evaluated() -> EvaluationSummary:
     """Two benchmarks with every metric of 16 samples, and their mean; a category of hostile text."""
     names = ["greedy", "greedy_published", "pass_at_1"]
-    names += [f"{kind}pass_at_{k}" for k in (2, 4, 8, 16) for kind in ("", "unbiased_")]
     names += ["majority", "weighted", "best_of_n", "reward_pass_at_2"]
+    names += [f"{kind}pass_at_{k}" for k in (2, 4, 8, 16) for kind in ("", "unbiased_")]
     rows = {category: {name: wilson(31 + i, 100) for i, name in enumerate(names)} for category in ("FQA", HOSTILE)}
     whole = {name: wilson(63 + i, 200) for i, name in enumerate(names)}
     some = {name: whole[name] for name in names if name != "greedy_published"}
