@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -168,9 +167,8 @@ def check_evaluation(config: RunConfig, run: Path) -> None:
         )
 
 
-def all_lines(evaluation: Mapping[str, Any] | EvaluationSummary, folder: Path) -> list[str]:
+def all_lines(found: EvaluationSummary, folder: Path) -> list[str]:
     """What a run says of its evaluation at its end: the accuracies over all problems of each set, and their mean."""
-    found = TypeAdapter(EvaluationSummary).validate_python(evaluation)
     tables = {f"{name} ({one.problems:,} problems)": one.metrics[ALL] for name, one in found.benchmarks.items()}
     if found.mean:
         tables[f"mean of {len(found.averaged)}"] = found.mean

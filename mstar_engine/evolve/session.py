@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,13 @@ def start(config: RunConfig, resume: bool) -> int:
     """Do or continue the run of `config`; returns the exit status."""
     quiet()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    run = Path(config.output_dir)
-    check_evaluation(config, run)
-    data = load_data(config.data, config.seed, run / "quarantine.jsonl", learns(config))
-    benchmarks = read_benchmarks(config, run / "quarantine_benchmarks.jsonl")
+    folder = Path(config.output_dir)
+    check_evaluation(config, folder)
+    data = load_data(config.data, config.seed, folder / "quarantine.jsonl", learns(config))
+    benchmarks = read_benchmarks(config, folder / "quarantine_benchmarks.jsonl")
     check_model(config)
     check_training(config)
-    check_process_reward(config, run)
+    check_process_reward(config, folder)
     check_data(data, config)
     check_answers(data)
     check_benchmark_problems(benchmarks, data)
@@ -173,8 +174,8 @@ def dry_run(config: RunConfig) -> int:
             trust_remote_code=config.model.trust_remote_code,
         )
     shape = probe(model)
-    problems = [*data.train[:1], *data.test[:1], *(problem for one in benchmarks for problem in one.problems[:1])]
-    prompt = PromptEncoder(processor).encode(problems[0])
+    first = next(chain(data.train, data.test, data.ood, *(one.problems for one in benchmarks)))
+    prompt = PromptEncoder(processor).encode(first)
     rollout, iterations = config.rollout, config.evolve.iterations_of(len(data.train))
     samples = METHODS[config.evolve.method].imitates == "selected"
     chunk = config.evolve.problems_of(len(data.train))

@@ -17,7 +17,7 @@ from mstar_engine.evolve.benchmark_metrics import (
     published_type,
     published_verdicts,
 )
-from mstar_engine.evolve.evaluate import EVENT, evaluation_of, final_of, stages_left
+from mstar_engine.evolve.evaluate import EVENT, check_evaluation, evaluation_of, final_of, stages_left
 from mstar_engine.evolve.intervals import mean_of, wilson
 from mstar_engine.journal import Journal
 from mstar_engine.summary import ALL, EvaluationSummary
@@ -160,6 +160,21 @@ def test_a_stage_is_done_again_for_another_policy(tmp_path):
     assert stages_left(stages, journal) == stages_left(["evaluate", "report"], journal) == ["evaluate", "report"]
     do("evaluate")
     assert stages_left(stages, journal) == ["report"] and stages_left(["evolve", "evaluate"], journal) == []
+
+
+def test_a_half_evolved_policy_is_not_evaluated(tmp_path):
+    config = load_config("smoke", ["stages=[evaluate]", f"model.model_name_or_path={tmp_path}"])
+    journal = Journal(tmp_path / "journal.jsonl")
+    with journal.stage("warmup"):
+        pass
+    check_evaluation(config, tmp_path)
+    with pytest.raises(KeyboardInterrupt), journal.stage("evolve"):
+        raise KeyboardInterrupt
+    with pytest.raises(ValueError, match=r"final is missing, evolve has begun; allowed: evolve before evaluate"):
+        check_evaluation(config, tmp_path)
+    check_evaluation(load_config("smoke", ["stages=[pretrain,evolve,evaluate]"]), tmp_path)
+    (tmp_path / "checkpoints" / "final").mkdir(parents=True)
+    check_evaluation(config, tmp_path)
 
 
 def test_what_was_measured_of_which_policy(tmp_path):

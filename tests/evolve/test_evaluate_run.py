@@ -205,6 +205,8 @@ def test_stopped_anywhere_it_goes_on(given, finished, tmp_path, monkeypatch, cap
         assert row["value"] == theirs[key]["value"] and row["items"] == theirs[key]["items"], key
     assert evaluate(given, tmp_path / "run", "--resume") == 0 and len(asked) == 3
     assert "this run was complete" in capsys.readouterr().out
+    assert evaluate(given, tmp_path / "other", "--dry_run") == 0 and not (tmp_path / "other").exists()
+    assert "10 mathvista, 5 m3cot problems, greedy and 4 samples each" in capsys.readouterr().out
 
 
 def test_a_warmed_up_policy_and_what_it_becomes(given: Path, tmp_path: Path, monkeypatch) -> None:
