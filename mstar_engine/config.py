@@ -157,7 +157,7 @@ class RunConfig:
     def _room_for_a_sweep(cls, value: TemperatureConfig, info: ValidationInfo) -> TemperatureConfig:
         """The arms of a sweep are branches of one prompt and run together."""
         rows = info.data["rollout"].max_rows if "rollout" in info.data else value.rows
-        if value.rows > rows:
+        if value.rows > rows and "evolve" in info.data.get("stages", ["evolve"]):
             arms = value.arms
             raise ValueError("temperature.n", value.n, f"at most {rows // arms}: {arms} temperatures x n within "
                              f"rollout.max_rows={rows}")  # fmt: skip
@@ -179,10 +179,14 @@ class RunConfig:
     @field_validator("evaluate")
     @classmethod
     def _room_to_measure(cls, value: EvaluateConfig, info: ValidationInfo) -> EvaluateConfig:
-        """A problem is measured by one greedy response and `pass_at_k_n` samples, together."""
-        rows = info.data["rollout"].max_rows if "rollout" in info.data else value.pass_at_k_n + 1
-        if value.pass_at_k_n + 1 > rows:
-            raise ValueError("evaluate.pass_at_k_n", value.pass_at_k_n, f"below rollout.max_rows={rows}")
+        """A problem is measured by one greedy response and `pass_at_k_n` samples, or the stage's `n`, together."""
+        rows, stages = (
+            info.data["rollout"].max_rows if "rollout" in info.data else None,
+            info.data.get("stages", STAGES),
+        )
+        for key, needed in (("pass_at_k_n", {"warmup", "evolve"}), ("n", {"evaluate"})):
+            if rows is not None and getattr(value, key) + 1 > rows and needed & set(stages):
+                raise ValueError(f"evaluate.{key}", getattr(value, key), f"below rollout.max_rows={rows}")
         return value
 
     @field_validator("stages")

@@ -5,6 +5,7 @@ One part of the configuration; `config.py` puts the whole together.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -143,22 +144,50 @@ class EvolveConfig:
         """Iterations over so many labelled problems: as given, or as many as the passes take."""
         if self.iterations > 0:
             return self.iterations
+        if not labelled:
+            return 0
         # A share that does not divide the set ends each pass with a smaller iteration.
         parts = -(-labelled // self.problems_of(labelled))
         return max(1, round(self.passes * parts))
+
+
+BENCHMARK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+TAKEN_NAMES = ("test", "ood", "mean")
+"""What the tables of an evaluation call by these names already."""
 
 
 @section
 class EvaluateConfig:
     """What is measured after every iteration: greedy accuracy, and Pass@K from `pass_at_k_n` samples a problem.
 
-    `reward_pass_at_k` is the K of Reward-Pass@K: how many of the best-scored samples count.
+    `reward_pass_at_k` is the K of Reward-Pass@K: how many of the best-scored samples count. `temperature` is that of
+    all samples that measure.
+
+    The stage evaluate measures the test problems, those out of distribution and the `benchmarks`: names of your own for
+    problem sets written as those of the section data are ("mathvista:AI4Math/MathVista#testmini"). Greedy, and with `n`
+    samples a problem beside it (0: none). `limit` problems of each benchmark (0: all of them).
     """
 
     pass_at_k_n: Count = 8
     pass_at_k: Count = 8
     reward_pass_at_k: Count = 2
     temperature: Rate = 1.0
+    benchmarks: dict[str, Text] = Field(default_factory=dict)
+    n: CountOrOff = 0
+    limit: CountOrOff = 0
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _names_of_files(cls, value: dict[str, str]) -> dict[str, str]:
+        """Files are called by the names, in whatever case a file system keeps."""
+        for name in value:
+            if BENCHMARK_NAME.fullmatch(name) is None:
+                raise ValueError("names of 1 to 64 letters, digits, '.', '_' and '-' that begin with a letter or digit")
+            if name.casefold() in TAKEN_NAMES:
+                raise ValueError(f"names other than {', '.join(TAKEN_NAMES)}, which the tables have already")
+        if len({name.casefold() for name in value}) < len(value):
+            raise ValueError("names that differ in more than upper and lower case")
+        return value
 
     @field_validator("pass_at_k", "reward_pass_at_k")
     @classmethod

@@ -77,6 +77,8 @@ LATER = {
     "warmup.source": "demonstrations",
     "warmup.gradient_accumulation_steps": 1,
     **{f"warmup.{name}": getattr(WarmupConfig(), name) for name in SAMPLED_WARMUP},  # which demonstrations do not need
+    "evaluate.n": 0,
+    "evaluate.limit": 0,
 }
 
 # What other trainers call the same thing.

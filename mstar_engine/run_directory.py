@@ -1,6 +1,7 @@
 """The folder of a run: everything that it writes, and the right to write it.
 
     config.yaml  journal.jsonl  rollouts/  checkpoints/  report_images/  trackers/  summary.json  report.html
+    evaluation.parquet  evaluation.md
 
 One configuration, one folder: another configuration is refused, so that what lies there always belongs together.
 """

@@ -158,6 +158,42 @@ class FinalSummary:
     ood_greedy: Estimate | None = None
 
 
+ALL = "ALL"
+"""The category that holds every problem of a set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkSummary:
+    """One problem set that was evaluated: accuracies by category (`ALL` last), then by metric.
+
+    "greedy"; "greedy_published", the same responses by the rules of `published`, where these apply to every problem;
+    of n samples "pass_at_1" (their mean), and of several "majority", by step scores "weighted", "best_of_n" and
+    "reward_pass_at_2", and for K = 2, 4, 8 .. n "pass_at_K" (the first K) and "unbiased_pass_at_K".
+    """
+
+    problems: int
+    published: str = ""
+    metrics: dict[str, dict[str, Estimate]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSummary:
+    """What the evaluate stage measured, on the "base" policy (the given checkpoint), the one after "warmup", or the
+    "final" one, after `iteration` iterations: greedy, and with `n` samples a problem at `temperature`.
+
+    `mean`: by metric that all have, the mean of what the benchmarks `averaged` reach on ALL problems. The run's own
+    sets are not among these.
+    """
+
+    policy: str
+    iteration: int = 0
+    n: int = 0
+    temperature: float = 1.0
+    benchmarks: dict[str, BenchmarkSummary] = field(default_factory=dict)
+    averaged: tuple[str, ...] = ()
+    mean: dict[str, Estimate] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOutSummary:
     """The process reward model on `steps` that it did not learn from, of which the share `balance` is positive.
@@ -219,6 +255,7 @@ class Summary:
     evolve: tuple[IterationSummary, ...] = ()
     final: FinalSummary | None = None
     latex: LatexSummary | None = None
+    evaluation: EvaluationSummary | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mstar_engine.evolve import loop, process_reward
+from mstar_engine.evolve import loop, pipeline, process_reward
+from mstar_engine.evolve.evaluate import Evaluation
 from mstar_engine.evolve.pipeline import Pipeline
 from mstar_engine.evolve.sweep import Sweep
 from mstar_engine.journal import read_events
@@ -368,7 +369,8 @@ INTERRUPTIONS = {
     "between a choice of temperature and rollouts": (loop.Evolution, "_generate", 0),
     "between rollouts and training": (loop.Evolution, "_improve", 0),
     "measuring the second iteration": (loop, "measure_policy", 1),
-    "final measurement": (Pipeline, "_measure", 4),
+    "final measurement": (Evaluation, "_measure", 1),
+    "between the final measurement and its journal entry": (pipeline, "final_of", 0),
 }
 
 

@@ -35,6 +35,11 @@ def check_data(data: DataSet, config: RunConfig) -> None:
 
     The warm-up's ids may repeat: a problem can be demonstrated in several ways.
     """
+    if "evaluate" in config.stages and not (data.test or data.ood or config.evaluate.benchmarks):
+        raise ValueError(
+            "evaluate.benchmarks={}: nothing to evaluate; allowed with data.test or data.ood, or without the stage "
+            "evaluate"
+        )
     sampled = config.warmup.source == "sampled"
     if "warmup" in config.stages and not sampled and not data.warmup:
         raise ValueError(
@@ -53,6 +58,17 @@ def check_data(data: DataSet, config: RunConfig) -> None:
         if name == "train" and "evolve" not in config.stages:
             problems = problems[: config.annotate.problems]
         refuse_missing_golds(problems, f"{_NAMES[name]} set")
+
+
+def learns(config: RunConfig) -> bool:
+    """Whether a run has a stage that needs training problems."""
+    return not {"warmup", "annotate", "prm", "evolve"}.isdisjoint(config.stages)
+
+
+def check_benchmarks(benchmarks: Mapping[str, Sequence[Problem]], data: DataSet) -> None:
+    """Refuse benchmarks that share problems with what `data` has to learn from. ValueError names the benchmark."""
+    for name in _LEARNED:
+        refuse_overlap(benchmarks, getattr(data, name), _NAMES[name])
 
 
 def needed_golds(config: RunConfig) -> list[str]:
@@ -84,12 +100,15 @@ def refuse_repeated_ids(problems: Iterable[Problem], what: str) -> None:
 
 
 def refuse_overlap(measured: Mapping[str, Sequence[Problem]], learned: Sequence[Problem], what: str) -> None:
-    """ValueError when a set that is measured on, by its name in DataSet, shares problems with a set learned from."""
+    """ValueError when a set that is measured on (a benchmark, or one of DataSet by its name) shares problems with a set
+    learned from."""
     for name, pairs in overlaps(measured, learned).items():
         if pairs:
             shown = [ours if ours == theirs else f"{ours} (there {theirs})" for ours, theirs in pairs.items()]
             count = f"{len(pairs)} of {len(measured[name])}"
-            raise ValueError(f"{_NAMES[name]} set: {count} problems are also in the {what} set: {_first(shown)}")
+            raise ValueError(
+                f"{_NAMES.get(name, name)} set: {count} problems are also in the {what} set: {_first(shown)}"
+            )
 
 
 def overlaps(measured: Mapping[str, Sequence[Problem]], learned: Sequence[Problem]) -> dict[str, dict[str, str]]:

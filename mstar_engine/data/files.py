@@ -31,18 +31,20 @@ def read_sets(
     seed: int,
     listed: Path | None = None,
     *,
+    train_needed: bool = True,
     counted: dict[str, Quarantine] | None = None,
     unusable: UnusableGolds | None = None,
 ) -> dict[str, list[Problem]]:
     """The problem sets by name. `listed`: the file that names the rows that were set aside; `counted` gets the counts
     of each set that has a file; `unusable`: see `read_problems`.
 
-    ValueError for a set that cannot be read, is empty, or has more than `data.max_quarantined` of its rows set aside.
+    Without a training file, where none is needed, there are the sets that have files of their own. ValueError for a set
+    that cannot be read, is empty, or has more than `data.max_quarantined` of its rows set aside.
     """
     for name in config.categories:
         if not getattr(config, name):
             raise ValueError(f"data.categories: {name}; allowed: sets that have a file of their own (data.{name})")
-    if not config.train:
+    if not config.train and train_needed:
         raise ValueError("data.train=''; allowed with data.dataset_name=files: a file, folder or Hugging Face name")
     for name in filter(lambda name: getattr(config, name), SETS):
         source_of(config, name)  # refuses, before another set is read
@@ -51,16 +53,19 @@ def read_sets(
     try:
         for name in SETS:
             if getattr(config, name):
+                source, folder = source_of(config, name)
                 quarantine = Quarantine()
                 if counted is not None:
                     counted[name] = quarantine
                 where = "" if listed is None else str(listed)
-                found[name] = _read_set(config, name, quarantine, everything, where, unusable)
+                found[name] = read_source(
+                    config, f"data.{name}", source, folder, everything, where, quarantine=quarantine, unusable=unusable
+                )
     finally:
         if listed is not None and (everything.listed or listed.exists()):
             everything.write(listed)
     sizes = {"validation": config.validation_problems, "test": config.test_problems, "ood": config.ood_problems}
-    wanted = {name: sizes[name] for name in HELD_OUT if not getattr(config, name)}
+    wanted = {name: sizes[name] for name in HELD_OUT if config.train and not getattr(config, name)}
     held = hold_out(found["train"], wanted, seed)
     found |= held
     for name in ("validation", "test", "ood"):
@@ -89,7 +94,28 @@ def _cache(config: DataConfig) -> Path:
 
 def source_of(config: DataConfig, name: str) -> tuple[Source, Path]:
     """Where and how a set is read, and its image folder. ValueError names the key."""
-    text = getattr(config, name)
+    golds, text = name not in ("unlabelled", "warmup"), getattr(config, name)
+    return source_named(
+        config,
+        f"data.{name}",
+        text,
+        golds=golds,
+        responses=name == "warmup",
+        categories=config.categories.get(name, ()),
+    )
+
+
+def source_named(
+    config: DataConfig,
+    key: str,
+    text: str,
+    *,
+    golds: bool = True,
+    responses: bool = False,
+    categories: Sequence[str] = (),
+) -> tuple[Source, Path]:
+    """What the `text` of the configuration's `key` names, read by `config` where it does not say otherwise, and the
+    image folder. ValueError names the key."""
     form, colon, path = text.partition(":")
     own = bool(colon) and form in FORMATS
     if not own:
@@ -107,34 +133,41 @@ def source_of(config: DataConfig, name: str) -> tuple[Source, Path]:
             form=form,
             fields={} if own else config.fields,
             split=split,
-            categories=tuple(config.categories.get(name, ())),
-            golds=name not in ("unlabelled", "warmup"),
-            responses=name == "warmup",
+            categories=tuple(categories),
+            golds=golds,
+            responses=responses,
         )
     except ValueError as error:
-        raise ValueError(f"data.{name}={text}: {error}") from None
+        raise ValueError(f"{key}={text}: {error}") from None
     return source, folder
 
 
-def _read_set(
+def read_source(
     config: DataConfig,
-    name: str,
-    quarantine: Quarantine,
+    key: str,
+    source: Source,
+    folder: Path,
     everything: Quarantine,
     where: str,
-    unusable: UnusableGolds | None,
+    *,
+    quarantine: Quarantine | None = None,
+    unusable: UnusableGolds | None = None,
 ) -> list[Problem]:
-    source, folder = source_of(config, name)
+    """The problems of the source that `key` names; rows set aside are counted in `quarantine` and join the list of
+    `everything`, which will be in the file `where`; `unusable`: see `read_problems`. ValueError names the key when it
+    cannot be read, is empty, or has too many of them."""
+    quarantine = Quarantine() if quarantine is None else quarantine
     images = ImageFiles(folder, _cache(config) / "images", limits_of(config), config.check_images)
     try:
         problems = list(read_problems(source, images, quarantine, unusable))
     except ValueError as error:
-        raise ValueError(f"data.{name}: {error}") from None
+        raise ValueError(f"{key}: {error}") from None
     finally:
         everything.listed += quarantine.listed
-    quarantine.settle(f"data.{name}", config.max_quarantined, where)
+    quarantine.settle(key, config.max_quarantined, where)
     if not problems:
-        raise ValueError(f"data.{name}={getattr(config, name)}: no problems among {quarantine.rows} rows")
+        split = f"#{source.split}" if source.split else ""
+        raise ValueError(f"{key}={source.path}{split}: no problems among {quarantine.rows} rows")
     return problems
 
 

@@ -109,6 +109,7 @@ FORMATS: dict[str, Format] = {
             "textbook question answering",
             "visual question answering",
         ),
+        published="mathvista",
     ),
     "m3cot": Format(
         about="M3CoT",
@@ -122,6 +123,7 @@ FORMATS: dict[str, Format] = {
         },
         interpret=_m3cot,
         categories=("science", "commonsense", "mathematics"),
+        published="m3cot",
     ),
     "mmstar": Format(
         about="MMStar, its reasoning subsets",
@@ -136,6 +138,7 @@ FORMATS: dict[str, Format] = {
             "science & technology",
         ),
         kept=("instance reasoning", "logical reasoning", "math", "science & technology"),
+        published="vlmevalkit",
     ),
     "mmbench": Format(
         about="MMBench (dev), its reasoning subsets",
@@ -156,11 +159,13 @@ FORMATS: dict[str, Format] = {
             "finegrained_perception (cross-instance)",
         ),
         kept=("attribute_reasoning", "logic_reasoning", "relation_reasoning"),
+        published="vlmevalkit",
     ),
     "ai2d": Format(
         about="AI2D",
         columns={"id": "id", "question": "question", "images": "image", "gold": "answer", "choices": "options|choices"},
         interpret=_ai2d,
+        published="vlmevalkit",
     ),
 }
 FORMATS["sharegpt"] = FORMATS["llava"]

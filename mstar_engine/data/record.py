@@ -39,7 +39,9 @@ class Format:
 
     `columns`: our fields to its columns ("a.b" looks inside, "a|b" takes the first there is). `interpret`: what else
     its rows need, on the record that the columns gave. `categories`: all that it has, by its own names; empty: any.
-    `kept`: those read unless a run says otherwise; empty: all. `category_names`: what problems call them.
+    `kept`: those read unless a run says otherwise; empty: all. `category_names`: what problems call them; tables have
+    them in the order of `categories`. `published`: the variant of answer_type.VARIANTS by which published numbers on
+    the data set were made; empty: none of ours.
     """
 
     about: str
@@ -48,6 +50,12 @@ class Format:
     categories: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     category_names: Mapping[str, str] = field(default_factory=dict)
+    published: str = ""
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The categories by the names that problems have for them, in the order of tables."""
+        return tuple(self.category_names.get(name, name) for name in self.categories)
 
 
 def pick(row: Mapping[str, Any], columns: str) -> tuple[str, Any]:

@@ -35,16 +35,19 @@ def load_data(
     seed: int,
     listed: Path | None = None,
     *,
+    train_needed: bool = True,
     counted: dict[str, Quarantine] | None = None,
     unusable: UnusableGolds | None = None,
 ) -> DataSet:
     """The data set that the configuration names. ValueError for one that cannot be read, or an empty set.
 
-    `listed`: where to name the rows of files that are set aside; nowhere by default. `counted` gets what was read and
-    set aside by set. `unusable` says which reference answers no verdict can rest on: their rows are set aside as well.
+    `listed`: where to name the rows of files that are set aside; nowhere by default. `train_needed`: a run that learns
+    nothing does without a training file. `counted` gets what was read and set aside by set. `unusable` says which
+    reference answers no verdict can rest on: their rows are set aside as well.
     """
     if config.dataset_name == "files":
-        return DataSet(**read_sets(config, seed, listed, counted=counted, unusable=unusable))
+        sets = read_sets(config, seed, listed, train_needed=train_needed, counted=counted, unusable=unusable)
+        return DataSet(**sets)
     worked = demonstrations(config.demonstrations, seed)
     # Reading is kept alive during the warm-up, or the short demonstration set wears it down.
     mixed = worked + captions(config.warmup_captions, seed + 1)

@@ -7,6 +7,7 @@ values the checkpoint is loaded. Nothing is written but what reading the data ke
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,13 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from mstar_engine.config import RunConfig
 from mstar_engine.data.quarantine import Quarantine
-from mstar_engine.data.sources import DataSet
 from mstar_engine.evolve.dry_run_page import SETS, memory_lines, model_lines, prompt_lines, row_lines, sized, work_lines
+from mstar_engine.evolve.evaluate import TINY
+from mstar_engine.evolve.hint import HintedPrompts, can_hint
 from mstar_engine.evolve.memory_plan import MemoryPlan, Prompt
-from mstar_engine.evolve.pipeline import TINY
 from mstar_engine.evolve.policy import prepare, prompt_encoder
 from mstar_engine.evolve.process_reward import POLICY, prm_path
-from mstar_engine.evolve.prompt_sample import PromptSample, sample_prompts
+from mstar_engine.evolve.prompt_sample import PromptSample, sample_prompts, spread_over
 from mstar_engine.evolve.prompts import Prompts
 from mstar_engine.evolve.session import check, check_model, check_training, config_of, quiet, read_data
 from mstar_engine.evolve.workload import workload
@@ -30,9 +31,11 @@ from mstar_engine.models.export import tensors_of
 from mstar_engine.models.loading import blank_model, device_of, load_config_of, load_model, load_processor
 from mstar_engine.models.model_size import ModelSize, model_size
 from mstar_engine.models.tiny import build_tiny
+from mstar_engine.types import Problem
 
 ENCODED, ENCODED_ELSEWHERE = 32, 8
 """Prompts that are encoded of the training set, and of each other."""
+HINTED = "train, answers shown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +61,19 @@ def dry_run(config: RunConfig) -> int:
     )
     _show(model_lines(config, kind, policy.size, policy.shape, weights))
     counted: dict[str, Quarantine] = {}
-    data = read_data(config, counted=counted)
-    check(config, data)
-    _show(row_lines(data, counted))
-    samples = _samples(config, data, policy)
+    data, benchmarks = read_data(config, counted=counted)
+    check(config, data, benchmarks)
+    sets = {name: problems for name in SETS if (problems := getattr(data, name))}
+    sets |= {one.name: one.problems for one in benchmarks}
+    _show(row_lines(sets, counted))
+    samples = _samples(config, sets, policy)
     _show(prompt_lines(samples))
-    plan = _plan(config, data, policy, samples)
+    plan = _plan(config, sets, policy, samples)
     _refuse_too_long(config, policy.model, plan.prompt.tokens)
     _show(memory_lines(config, plan))
-    _show(work_lines(config, workload(config, data), samples["train"].tokens.median))
-    if (mixed := Prompts(config, data.train, data.unlabelled).in_words()) is not None:
+    typical = next(iter(samples.values())).tokens.median
+    _show(work_lines(config, workload(config, data, benchmarks), typical))
+    if data.train and (mixed := Prompts(config, data.train, data.unlabelled).in_words()) is not None:
         print(f"prompts: {mixed}")
     return 0
 
@@ -120,15 +126,19 @@ def _weights_in_words(config: RunConfig, policy: _Policy) -> str:
     return f"{len(files)} file{'s' * (len(files) > 1)}, {sized(stored)}: headers are sound, tensors {checked}"
 
 
-def _samples(config: RunConfig, data: DataSet, policy: _Policy) -> dict[str, PromptSample]:
-    """Of each set with problems, what some prompts look like."""
+def _samples(config: RunConfig, sets: Mapping[str, Sequence[Problem]], policy: _Policy) -> dict[str, PromptSample]:
+    """Of each set, what some prompts look like; of the training set also with the answers in them, where the warm-up
+    samples so."""
     encoder = prompt_encoder(policy.processor, config)
     token = image_token_id(policy.model.config, policy.processor)
     found = {}
-    for name in SETS:
+    for name, problems in sets.items():
         count = ENCODED if name == "train" else ENCODED_ELSEWHERE
-        if problems := getattr(data, name):
-            found[name] = sample_prompts(problems, encoder, token, count)
+        found[name] = sample_prompts(problems, encoder, token, count)
+    if "warmup" in config.stages and config.warmup.source == "sampled":
+        shown = [problem for problem in spread_over(sets["train"], ENCODED_ELSEWHERE) if can_hint(problem)]
+        if shown:
+            found[HINTED] = sample_prompts(shown, HintedPrompts.of(policy.processor, config), token, len(shown))
     return found
 
 
@@ -142,12 +152,15 @@ def _refuse_too_long(config: RunConfig, model: PreTrainedModel, prompt: int) -> 
         )
 
 
-def _plan(config: RunConfig, data: DataSet, policy: _Policy, samples: dict[str, PromptSample]) -> MemoryPlan:
+def _plan(
+    config: RunConfig, sets: Mapping[str, Sequence[Problem]], policy: _Policy, samples: Mapping[str, PromptSample]
+) -> MemoryPlan:
     longest = max(one.tokens.most for one in samples.values())
     numbers = max(one.inputs.most for one in samples.values())
     width = policy.size.language.hidden * policy.size.itemsize
     features = sum(
-        len(getattr(data, name)) * one.images.most * one.image_tokens.most * width for name, one in samples.items()
+        len(problems) * samples[name].images.most * samples[name].image_tokens.most * width
+        for name, problems in sets.items()
     )
     prompt = Prompt(tokens=longest, patches=-(-numbers // policy.size.patch), features=features)
     # Half precision on a processor is for looking at what will run on a GPU.

@@ -9,7 +9,6 @@ import torch
 
 from mstar_engine.config import RunConfig
 from mstar_engine.data.quarantine import Quarantine
-from mstar_engine.data.sources import DataSet
 from mstar_engine.evolve.columns import columns
 from mstar_engine.evolve.memory_plan import MemoryPlan, Phase
 from mstar_engine.evolve.prompt_sample import PromptSample
@@ -50,21 +49,19 @@ def model_lines(config: RunConfig, kind: str, size: ModelSize, shape: KVShape, w
     return [line.removeprefix("  ") for line in columns(lines, "<<")]
 
 
-def row_lines(data: DataSet, counted: Mapping[str, Quarantine]) -> list[str]:
-    """The problem sets by size and source, and what became of the rows of their files."""
+def row_lines(sets: Mapping[str, Sequence[Problem]], counted: Mapping[str, Quarantine]) -> list[str]:
+    """The problem sets and benchmarks by size and source, and what became of the rows of their files."""
     rows = [["", "rows", "set aside", "repeated", "left out", "problems", ""]]
     reasons = []
-    for name, title in SETS.items():
-        problems, quarantine = getattr(data, name), counted.get(name)
-        if not problems and quarantine is None:
-            continue
+    for name, problems in sets.items():
+        title, quarantine = SETS.get(name, name), counted.get(name)
         cells = ["", "", "", ""]
         if quarantine is not None:
             counts = (quarantine.rows, quarantine.total, quarantine.repeated, quarantine.left_out)
             cells = [f"{count:,}" for count in counts]
             why = ", ".join(f"{reason} {count:,}" for reason, count in quarantine.counts.most_common())
             reasons += [f"{title}: {why}"] if why else []
-        held_out = "held out of train: " if counted and quarantine is None else ""
+        held_out = "held out of train: " if "train" in counted and quarantine is None else ""
         rows.append([title, *cells, f"{len(problems):,}", held_out + _sources(problems)])
     lines = ["", "problem sets", *columns(rows, "<>>>>><")]
     return lines + [f"  set aside of {reason}" for reason in reasons]
@@ -84,7 +81,7 @@ def prompt_lines(samples: Mapping[str, PromptSample]) -> list[str]:
     rows = [["", "encoded", "prompt tokens", "images", "tokens an image", "pixels an image"]]
     for name, one in samples.items():
         cells = [str(spread) for spread in (one.tokens, one.images, one.image_tokens, one.pixels)]
-        rows.append([SETS[name], f"{one.encoded}", *cells])
+        rows.append([SETS.get(name, name), f"{one.encoded}", *cells])
     return ["", "prompts that were encoded (least / median / most)", *columns(rows, "<>>>>>")]
 
 

@@ -100,6 +100,8 @@ class MemoryPlan:
         held = {"weights": self.policy.weights, "optimizer": self.optimizer(self.policy)}
         beside = {"scorer": 0 if self.scorer is None else self.scorer.weights}
         found = []
+        if "warmup" in stages and config.warmup.source == "sampled":
+            found.append(self._sampling("warmup: sample", config.warmup.n, **held))
         if "warmup" in stages:
             found.append(self._training("warmup: train", config.warmup.per_device_train_batch_size, **held))
             found.append(self._sampling("warmup: measure", 1, **held))
@@ -115,7 +117,8 @@ class MemoryPlan:
             size = config.train.per_device_train_batch_size
             found.append(self._training("evolve: train", size, **held, **beside))
         if "evaluate" in stages:
-            found.append(self._sampling("evaluate", 1, **held))
+            scored = beside if config.evaluate.n > 1 else {}
+            found.append(self._sampling("evaluate", 1 + config.evaluate.n, **held, **scored))
         return found
 
     def optimizer(self, size: ModelSize) -> int:

@@ -8,18 +8,20 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mstar_engine.config import RunConfig
+from mstar_engine.data.benchmarks import Benchmark, own_sets
 from mstar_engine.data.sources import DataSet
 from mstar_engine.environment import device_name, versions
+from mstar_engine.evolve.evaluate import TINY, Evaluation, final_of, last_evaluation, stages_left
 from mstar_engine.evolve.loop import Evolution, evolve, plain_table, show_step
 from mstar_engine.evolve.measure import Measurement, measure_policy, measurement
-from mstar_engine.evolve.policy import ADAPTERS, Policy
+from mstar_engine.evolve.policy import ADAPTERS, Policy, evolve_schedule
 from mstar_engine.evolve.process_reward import ProcessReward, scoring_model
 from mstar_engine.evolve.prompts import Prompts
 from mstar_engine.evolve.verdict_counts import latex_counted, latex_total
@@ -36,23 +38,30 @@ from mstar_engine.rollout_file import read_rollouts
 from mstar_engine.run_directory import RunDirectory
 from mstar_engine.train.checkpoint import recover, save_checkpoint
 from mstar_engine.train.pretrain import align, check, ground
-from mstar_engine.train.schedule import Schedule, schedule_of
 from mstar_engine.train.trainer import StepStats
 from mstar_engine.types import Problem
 from mstar_kernels import _C
 
-TINY = "tiny"
-
 
 class Pipeline:
-    """One run: its configuration, directory, data and, from the warm-up on, its policy."""
+    """One run: its configuration, directory, data and, from the warm-up on, its policy. `benchmarks` are evaluated
+    beside the sets of `data`."""
 
-    def __init__(self, config: RunConfig, run: RunDirectory, data: DataSet, progress: Progress) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDirectory,
+        data: DataSet,
+        progress: Progress,
+        benchmarks: Sequence[Benchmark] = (),
+    ) -> None:
         self.config = config
+        self.benchmarks = benchmarks
         self.run = run
         self.progress = progress
         self.data = data
-        self.summary: dict[str, Any] = {"warmup": None, "prm": None, "evolve": [], "final": None, "seconds": {}}
+        self.summary: dict[str, Any] = {"warmup": None, "prm": None, "evolve": [], "final": None, "evaluation": None}
+        self.summary["seconds"] = {}
         self.rewards = ProcessReward(
             config,
             run,
@@ -77,7 +86,7 @@ class Pipeline:
             "report": self.report,
         }
         self._read_back()
-        left = [name for name in self.config.stages if name == "report" or not self.run.journal.done(name)]
+        left = stages_left(self.config.stages, self.run.journal)
         if left != ["report"]:
             self.run.journal.append("sitting", device=device_name(), versions=versions())
         with self.trackers if left != ["report"] else contextlib.nullcontext():
@@ -141,7 +150,7 @@ class Pipeline:
     def evolve(self) -> None:
         """The self-evolving iterations."""
         policy = self._warmed_up()
-        policy.trainer.schedule = self._evolve_schedule()
+        policy.trainer.schedule = evolve_schedule(self.config.train)
         policy.engine.release()  # a cache sized to what was free leaves no room for another model
         prm = scoring_model(self.config, self.run.path, policy.processor)
         if prm is not None:
@@ -198,28 +207,42 @@ class Pipeline:
         self.trackers.place(0, {key: self.summary["warmup"][key] for key in ("reward_pass_at_2", "verifier")})
 
     def evaluate(self) -> None:
-        """Greedy accuracy of the final policy on problems that no stage has looked at."""
+        """The policy that there is on problems that no stage has looked at."""
+        policy, name, number = self._evaluated()
+        prm = None
+        if self.config.evaluate.n > 1:
+            policy.engine.release()  # as before evolving
+            prm = scoring_model(self.config, self.run.path, policy.processor)
+        evaluation = Evaluation(self.config, self.run, self.progress, name, number, prm)
+        found = evaluation.measure(policy.engine, [*own_sets(self.config, self.data), *self.benchmarks])
+        self.summary["evaluation"] = found
+        if (final := final_of(found)) is not None:
+            self.summary["final"] = final
+            self.run.journal.append("final", **final)
+            self.trackers.place(number, final)
+
+    def _evaluated(self) -> tuple[Policy, str, int]:
+        """The policy to evaluate, what an evaluation calls it, and its iterations: the evolved one, else the warmed-up
+        one, else the given checkpoint."""
         final = self._checkpoint("final")
-        if not final.exists():
-            raise ValueError(f"{final} is missing; the evaluate stage needs the evolve stage before it")
+        if final.exists():
+            if self._policy is None:
+                # Unmerged, as a run in one sitting measures them.
+                start = final / ADAPTERS if self.config.model.lora_r else final
+                self._policy = Policy.load(start, self.config, evolve_schedule(self.config.train))
+            return self._policy, "final", len(self.summary["evolve"])
+        if self.run.journal.done("warmup"):
+            return self._warmed_up(), "warmup", 0
         if self._policy is None:
-            # Unmerged, as a run in one sitting measures them.
-            start = final / ADAPTERS if self.config.model.lora_r else final
-            self._policy = Policy.load(start, self.config, self._evolve_schedule())
-        number = self.config.evolve.iterations_of(len(self.data.train))
-        self.summary["final"] = {
-            "greedy": self._measure("test", self.data.test, number).greedy,
-            "ood_greedy": self._measure("ood", self.data.ood, number).greedy if self.data.ood else None,
-        }
-        self.run.journal.append("final", **self.summary["final"])
-        self.trackers.place(number, self.summary["final"])
+            self._policy = Policy.load(self._base(), self.config, evolve_schedule(self.config.train))
+        return self._policy, "base", 0
 
     def report(self) -> None:
         """The HTML report of what the run directory holds."""
         self._write_summary()
         prompts = Prompts(self.config, self.data.train, self.data.unlabelled)
         # The report shows rollouts of the newest and of the first iteration.
-        for iteration in {0, max(0, len(self.summary["evolve"]) - 1)}:
+        for iteration in {0, max(0, len(self.summary["evolve"]) - 1)} if self.data.train else ():
             for problem in prompts.problems(iteration)[:64]:
                 for image in problem.images[:1]:
                     self.run.write_report_image(problem.id, open_image(problem, image))
@@ -254,10 +277,10 @@ class Pipeline:
         if self._policy is None:
             start = self._checkpoint("warmup")
             if not start.exists():  # evolving a given checkpoint without a warm-up stage
-                self._policy = Policy.load(self._base(), self.config, self._evolve_schedule())
+                self._policy = Policy.load(self._base(), self.config, evolve_schedule(self.config.train))
                 self._policy.save(start)
             else:
-                self._policy = Policy.load(start, self.config, self._evolve_schedule())
+                self._policy = Policy.load(start, self.config, evolve_schedule(self.config.train))
                 self._policy.restore(start)
                 self._policy.source = self._base()
         return self._policy
@@ -268,6 +291,7 @@ class Pipeline:
             event = self.run.journal.last(name)
             if event is not None:
                 self.summary[name] = {key: value for key, value in event.items() if key not in ("time", "event")}
+        self.summary["evaluation"] = last_evaluation(self.run.journal)
         scored = self.run.journal.last("warmup_rewards")
         if scored is not None and self.summary["warmup"] is not None:
             added = ("reward_pass_at_2", "verifier", "dynamics")
@@ -289,17 +313,6 @@ class Pipeline:
 
     def _checkpoint(self, name: str) -> Path:
         return self.run.path / "checkpoints" / name
-
-    def _evolve_schedule(self) -> Schedule:
-        train = self.config.train
-        return schedule_of(
-            train.learning_rate,
-            train.lr_scheduler_type,
-            train.warmup_steps,
-            train.max_steps,
-            decay=train.decay_share,
-            floor=train.min_lr_rate,
-        )
 
 
 def use_threads(threads: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, ProcessorMixin
 
 from mstar_engine.config import RunConfig
+from mstar_engine.config_evolve import TrainConfig
 from mstar_engine.data.files import limits_of, preprocessed
 from mstar_engine.models.export import match_source
 from mstar_engine.models.loading import device_of, load_model, save_model
@@ -26,7 +27,7 @@ from mstar_engine.train.checkpoint import (
     trainer_tensors,
 )
 from mstar_engine.train.likelihood import Likelihood
-from mstar_engine.train.schedule import Schedule
+from mstar_engine.train.schedule import Schedule, schedule_of
 from mstar_engine.train.trainer import Trainer
 
 ADAPTERS = "adapters"
@@ -147,6 +148,18 @@ class Policy:
         if self.adapted:
             (path / ADAPTERS).mkdir()
             save_lora(model, path / ADAPTERS, _seen_from(path / ADAPTERS, self.source))
+
+
+def evolve_schedule(train: TrainConfig) -> Schedule:
+    """The learning rate of the evolution by its step."""
+    return schedule_of(
+        train.learning_rate,
+        train.lr_scheduler_type,
+        train.warmup_steps,
+        train.max_steps,
+        decay=train.decay_share,
+        floor=train.min_lr_rate,
+    )
 
 
 def prompt_encoder(processor: ProcessorMixin, config: RunConfig) -> PromptEncoder:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import transformers
 from transformers import PretrainedConfig
 
 from mstar_engine.config import RunConfig
-from mstar_engine.data.checks import check_data
+from mstar_engine.data.benchmarks import Benchmark, read_benchmarks
+from mstar_engine.data.checks import check_benchmarks, check_data, learns
 from mstar_engine.data.quarantine import Quarantine
 from mstar_engine.data.sources import DataSet, load_data
-from mstar_engine.evolve.pipeline import TINY, Pipeline
+from mstar_engine.evolve.evaluate import TINY, all_lines, check_evaluation, stages_left
+from mstar_engine.evolve.pipeline import Pipeline
 from mstar_engine.evolve.process_reward import check_process_reward
 from mstar_engine.models.compatibility import refuse_unsupported
 from mstar_engine.models.loading import (
@@ -39,41 +42,63 @@ def start(config: RunConfig, resume: bool) -> int:
     """Do or continue the run of `config`; returns the exit status."""
     quiet()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    data = read_data(config, Path(config.output_dir) / "quarantine.jsonl")
-    check(config, data)
+    data, benchmarks = read_data(config, Path(config.output_dir))
+    check(config, data, benchmarks)
     with RunDirectory.create_or_resume(config, resume) as run:
-        complete = all(run.journal.done(stage) for stage in config.stages)
-        summary = Pipeline(config, run, data, Progress()).execute()
+        complete = set(stages_left(config.stages, run.journal)) <= {"report"} and run.journal.done(config.stages[-1])
+        summary = Pipeline(config, run, data, Progress(), benchmarks).execute()
     print(closing_lines(config, summary))
     if complete:
         print(f"this run was complete; for another: make run ARGS='seed={config.seed + 1} output_dir=runs/another'")
     return 0
 
 
-def read_data(config: RunConfig, listed: Path | None = None, counted: dict[str, Quarantine] | None = None) -> DataSet:
-    """The problem sets, judged as `answers` says; prints which of them stay strict under a variant. `listed` and
-    `counted` as in `load_data`."""
+def read_data(
+    config: RunConfig, folder: Path | None = None, counted: dict[str, Quarantine] | None = None
+) -> tuple[DataSet, list[Benchmark]]:
+    """The problem sets and the benchmarks, judged as `answers` says; prints which of them stay strict under a variant.
+
+    Rows that are set aside are named in files in `folder` (None: nowhere); `counted` gets their counts by set.
+    """
+    check_evaluation(config, Path(config.output_dir))
     latex.use(config.answers.latex_workers, config.answers.latex_timeout)
-    data = load_data(config.data, config.seed, listed, counted=counted, unusable=unusable)
-    data, lines = use_answers(data, config.answers)
+    listed = None if folder is None else folder / "quarantine.jsonl"
+    needed = learns(config)
+    data = load_data(config.data, config.seed, listed, train_needed=needed, counted=counted, unusable=unusable)
+    listed = None if folder is None else folder / "quarantine_benchmarks.jsonl"
+    benchmarks = read_benchmarks(config, listed, counted=counted, unusable=unusable)
+    names = [field.name for field in fields(data)]
+    sets = {f"{name} set": getattr(data, name) for name in names}
+    sets |= {f"benchmark {one.name}": one.problems for one in benchmarks}
+    sets, lines = use_answers(sets, config.answers)
     for line in lines:
         print(f"mstar_engine: {line}", flush=True)
-    return data
+    data = replace(data, **{name: sets[f"{name} set"] for name in names})
+    return data, [replace(one, problems=sets[f"benchmark {one.name}"]) for one in benchmarks]
 
 
-def check(config: RunConfig, data: DataSet) -> None:
+def check(config: RunConfig, data: DataSet, benchmarks: Sequence[Benchmark]) -> None:
     """Refuse, before a directory is taken, what the run could not do. ValueError names the key or the problem."""
     check_model(config)
     check_training(config)
     check_process_reward(config, Path(config.output_dir))
     check_data(data, config)
     check_answers(data)
+    check_benchmark_problems(benchmarks, data)
 
 
 def check_answers(data: DataSet) -> None:
     """Refuse, before a directory is taken, reference answers that their type cannot read or that cannot be compared."""
     for field in fields(data):
         refuse_unreadable(getattr(data, field.name), f"{field.name} set")
+
+
+def check_benchmark_problems(benchmarks: Sequence[Benchmark], data: DataSet) -> None:
+    """Refuse, before a directory is taken, benchmarks whose reference answers cannot be used or whose problems are
+    learned from."""
+    for one in benchmarks:
+        refuse_unreadable(one.problems, f"benchmark {one.name}")
+    check_benchmarks({f"evaluate.benchmarks.{one.name}": one.problems for one in benchmarks}, data)
 
 
 def config_of(config: RunConfig) -> PretrainedConfig:
@@ -138,6 +163,8 @@ def closing_lines(config: RunConfig, summary: dict[str, Any]) -> str:
     for key, title in (("greedy", "test"), ("ood_greedy", "out of distribution")):
         if warmup and final and warmup.get(key) and final.get(key):
             lines.append(f"greedy accuracy, {title}: {_percent(warmup[key])} -> {_percent(final[key])}")
+    if summary["evaluation"]:
+        lines += all_lines(summary["evaluation"], Path(config.output_dir))
     spent = {name: seconds for name, seconds in summary["seconds"].items() if seconds >= 0.05}
     lines.append("seconds: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))
     counts = summary.get("latex") or {}

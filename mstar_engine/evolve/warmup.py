@@ -252,21 +252,6 @@ def in_words(summary: SiftSummary) -> str:
     )
 
 
-def planned(config: RunConfig, labelled: int, demonstrations: int) -> str:
-    """What the warm-up of a run would imitate, in words."""
-    warmup = config.warmup
-    if "warmup" not in config.stages:
-        return "none"
-    if warmup.source == "demonstrations":
-        return f"{demonstrations:,} demonstrations"
-    problems = min(warmup.problems or labelled, labelled)
-    return (
-        f"{problems:,} problems x {warmup.n} responses with the answer in the prompt = {problems * warmup.n:,} "
-        f"responses, of which at most {min(warmup.max_examples or problems * warmup.keep, problems * warmup.keep):,} "
-        "are imitated"
-    )
-
-
 def warmup_seed(seed: int) -> int:
     """The sampling seed of the warm-up, apart from those of annotation, sweeps, iterations and measuring."""
     return (2**43 + seed * 1_000_003) % 2**63

@@ -5,9 +5,11 @@ most there can be is counted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mstar_engine.config import RunConfig
+from mstar_engine.data.benchmarks import Benchmark, own_sets
 from mstar_engine.data.sources import DataSet
 from mstar_engine.evolve.methods import METHODS
 
@@ -27,7 +29,7 @@ class Work:
     exact: bool = True
 
 
-def workload(config: RunConfig, data: DataSet) -> list[Work]:
+def workload(config: RunConfig, data: DataSet, benchmarks: Sequence[Benchmark] = ()) -> list[Work]:
     """The parts of a run, in order. Parts without responses and steps are left out."""
     stages = config.stages
     parts = []
@@ -40,13 +42,7 @@ def workload(config: RunConfig, data: DataSet) -> list[Work]:
     if "evolve" in stages:
         parts += _evolve(config, data)
     if "evaluate" in stages:
-        parts.append(
-            Work(
-                name="evaluate",
-                counted=f"{len(data.test):,} test + {len(data.ood):,} out of distribution, greedy",
-                responses=len(data.test) + len(data.ood),
-            )
-        )
+        parts.append(_evaluate(config, [*own_sets(config, data), *benchmarks]))
     return [part for part in parts if part.responses or part.steps]
 
 
@@ -58,21 +54,40 @@ def problems_sampled(config: RunConfig, labelled: int) -> int:
 
 
 def _warmup(config: RunConfig, data: DataSet) -> list[Work]:
-    warmup, evaluate, examples = config.warmup, config.evaluate, len(data.warmup)
-    steps, size = warmup.max_steps, warmup.per_device_train_batch_size
-    counted = f"{steps:,} steps of {size} demonstrations"
+    warmup, evaluate, examples, what = config.warmup, config.evaluate, len(data.warmup), "demonstrations"
+    steps, size = warmup.max_steps, warmup.per_device_train_batch_size * warmup.gradient_accumulation_steps
+    parts = []
+    if warmup.source == "sampled":
+        problems = min(warmup.problems or len(data.train), len(data.train))
+        examples, what = problems * min(warmup.keep, warmup.n), "kept"
+        examples = min(warmup.max_examples or examples, examples)
+        counted = f"{problems:,} problems x {warmup.n}, the answer in the prompt"
+        parts.append(Work(name="warmup: sample", counted=counted, responses=problems * warmup.n, exact=False))
+    counted = f"{steps:,} steps of {size} {what}"
     if steps < 0:
         steps = max(1, round(warmup.num_train_epochs * examples / size))
-        counted = f"{examples:,} demonstrations / {size}{_epochs(warmup.num_train_epochs)}"
+        counted = f"{examples:,} {what} / {size}{_epochs(warmup.num_train_epochs)}"
     others, each = len(data.test) + len(data.ood), evaluate.pass_at_k_n + 1
     return [
-        Work(name="warmup: train", counted=counted, steps=steps),
+        *parts,
+        Work(name="warmup: train", counted=counted, steps=steps, exact=what != "kept" or warmup.max_steps >= 0),
         Work(
             name="warmup: measure",
             counted=f"{len(data.validation):,} validation x {each} + {others:,} greedy",
             responses=len(data.validation) * each + others,
         ),
     ]
+
+
+def _evaluate(config: RunConfig, sets: Sequence[Benchmark]) -> Work:
+    """Greedy responses and samples to the run's own sets and the benchmarks."""
+    n, problems = config.evaluate.n, sum(len(one.problems) for one in sets)
+    counts = " + ".join(f"{len(one.problems):,} {one.name}" for one in sets)
+    return Work(
+        name="evaluate",
+        counted=f"({counts}) x {n + 1}" if n else f"{counts}, greedy",
+        responses=problems * (n + 1),
+    )
 
 
 def _annotated(config: RunConfig, data: DataSet) -> tuple[int, int]:

@@ -16,7 +16,9 @@ from typing import Any
 from markupsafe import Markup
 
 from mstar_engine.durable import replace_text
+from mstar_engine.evaluation_tables import policy_in_words
 from mstar_engine.report.browser import browser
+from mstar_engine.report.evaluation import evaluation_tables
 from mstar_engine.report.funnel import pseudo_funnels, response_funnels
 from mstar_engine.report.metrics import small_plots
 from mstar_engine.report.page import render
@@ -28,18 +30,19 @@ from mstar_engine.report.temperatures import shown_sweeps, sweep_metric, tempera
 from mstar_engine.report.verifier import verifier_table
 from mstar_engine.report.words import kept_responses, lesson, stage_name
 from mstar_engine.report.wrong_answers import wrong_answers
-from mstar_engine.summary import IterationSummary, Summary
+from mstar_engine.summary import ALL, IterationSummary, Summary
 from mstar_engine.types import Estimate
 from mstar_engine.yaml_text import write_yaml
 
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """An accuracy before and after the evolution."""
+    """An accuracy before and after the evolution; `when` says what the second is of."""
 
     label: str
     before: Estimate | None
     after: Estimate
+    when: str
 
     @property
     def clear(self) -> bool:
@@ -77,7 +80,9 @@ def build_report(run: Path) -> str:
         config_text=write_yaml(config),
         kept=kept_responses(config["select"]),
         summary=summary,
+        evolved=bool(summary.evolve) or "evolve" in config["stages"],
         headlines=_headlines(summary),
+        evaluation=evaluation_tables(summary),
         totals=_totals(summary.evolve),
         stages=_stages(summary.seconds),
         accuracy_plot=_accuracy_plot(files),
@@ -101,12 +106,16 @@ def build_report(run: Path) -> str:
 
 
 def _headlines(summary: Summary) -> list[Headline]:
+    evaluation = summary.evaluation
     if summary.final is None:
-        return []
-    before = summary.warmup
-    found = [Headline("Test problems", before and before.greedy, summary.final.greedy)]
+        sets = evaluation.benchmarks if evaluation else {}
+        when = policy_in_words(evaluation) if evaluation else ""
+        return [Headline(name, None, one.metrics[ALL]["greedy"], when) for name, one in sets.items()]
+    before, count = summary.warmup, len(summary.evolve)
+    when = f"after {count} iteration{'' if count == 1 else 's'}"
+    found = [Headline("Test problems", before and before.greedy, summary.final.greedy, when)]
     if summary.final.ood_greedy is not None:
-        found.append(Headline("Out of distribution", before and before.ood_greedy, summary.final.ood_greedy))
+        found.append(Headline("Out of distribution", before and before.ood_greedy, summary.final.ood_greedy, when))
     return found
 
 

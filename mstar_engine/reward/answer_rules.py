@@ -8,25 +8,25 @@ setting that changes nothing at all is refused.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from mstar_engine.answer_type import AnswerType
 from mstar_engine.config import AnswersConfig
-from mstar_engine.data.sources import DataSet
 from mstar_engine.reward.answers import bare_answer, judge_text
 from mstar_engine.types import Problem
 
 
-def use_answers(data: DataSet, answers: AnswersConfig) -> tuple[DataSet, list[str]]:
-    """The problem sets judged as `answers` says, and a line for each set of which some stay strict.
+def use_answers(
+    sets: Mapping[str, Sequence[Problem]], answers: AnswersConfig
+) -> tuple[dict[str, Sequence[Problem]], list[str]]:
+    """The problem sets, by a title, judged as `answers` says, and a line for each set of which some stay strict.
 
     ValueError when there is no problem that `answers.extract` or `answers.variant` could be used on.
     """
     if not answers.extract and answers.variant == "strict":
-        return data, []
-    names = [field.name for field in fields(data)]
-    if not any(problem.answer_type is not None for name in names for problem in getattr(data, name)):
+        return dict(sets), []
+    if not any(problem.answer_type is not None for problems in sets.values() for problem in problems):
         key = "extract" if answers.extract else "variant"
         said = f"[{', '.join(answers.extract)}]" if answers.extract else answers.variant
         raise ValueError(
@@ -34,18 +34,18 @@ def use_answers(data: DataSet, answers: AnswersConfig) -> tuple[DataSet, list[st
             f"allowed: {'[]' if answers.extract else 'strict'}, or data whose rows have a type (answer_type, choices)"
         )
     found, lines, judged = {}, [], 0
-    for name in names:
-        found[name], strict = with_rules(getattr(data, name), answers)
-        judged += sum(problem.answer_type is not None for problem in found[name]) - strict.total()
+    for title, problems in sets.items():
+        found[title], strict = with_rules(problems, answers)
+        judged += sum(problem.answer_type is not None for problem in found[title]) - strict.total()
         if strict:
             counts = ", ".join(f"{what} {count:,}" for what, count in strict.most_common())
             lines.append(
-                f"answers.variant={answers.variant}, {name} set: {strict.total():,} of {len(found[name]):,} problems "
+                f"answers.variant={answers.variant}, {title}: {strict.total():,} of {len(found[title]):,} problems "
                 f"stay strict ({counts})"
             )
     if not judged:
         raise ValueError(f"answers.variant={answers.variant}: it can judge no problem; allowed: strict. {lines[0]}")
-    return replace(data, **found), lines
+    return found, lines
 
 
 def with_rules(problems: Sequence[Problem], answers: AnswersConfig) -> tuple[list[Problem], Counter[str]]:

@@ -7,6 +7,7 @@ import pytest
 from rows import image_folder, png, write_rows
 
 from mstar_engine.config_parse import build_config, config_hash, load_config
+from mstar_engine.data.benchmarks import own_sets, read_benchmarks
 from mstar_engine.data.checks import check_data
 from mstar_engine.data.files import hold_out, read_sets, source_of
 from mstar_engine.data.sources import load_data
@@ -147,6 +148,44 @@ def test_splits_are_behind_a_hash_unless_a_file_has_one(folder):
     source, _ = source_of(config.data, "ood")
     assert (source.form, source.path, source.split) == ("mathvista", "owner/name:config", "testmini")
     assert source_of(config.data, "test")[0].path == f"{folder}/a#b.jsonl"
+
+
+def test_without_a_training_file_nothing_is_held_out(folder):
+    write_rows(folder / "test.jsonl", [row(i) for i in range(100, 110)])
+    config = config_of(folder, train="", test=f"{folder}/test.jsonl")
+    data = load_data(config.data, 0, train_needed=False)
+    assert len(data.test) == 7 and not any((data.train, data.validation, data.ood, data.unlabelled, data.warmup))
+    with pytest.raises(ValueError, match=r"data\.train=''"):
+        load_data(config.data, 0)
+
+
+def benchmarks_of(folder, *stages, **evaluate):
+    data = {"dataset_name": "files", "cache_dir": str(folder / "cache"), "max_quarantined": 0.2}
+    return build_config({"data": data, "evaluate": evaluate, "stages": list(stages)})
+
+
+def test_benchmarks_are_read_by_their_format_and_bounded(folder):
+    write_rows(folder / "a.jsonl", [row(i, category=f"c{i % 2}") for i in range(9)] + [row(9, image="nowhere.png")])
+    choices = [row(i, options=["x", "y"], answer=1) for i in range(4)]
+    write_rows(folder / "b.jsonl", choices)
+    texts = {"own": f"{folder}/a.jsonl", "ai": f"ai2d:{folder}/b.jsonl"}
+    listed = folder / "run" / "aside.jsonl"
+    own, ai = read_benchmarks(benchmarks_of(folder, "evaluate", benchmarks=texts), listed)
+    assert (own.name, len(own.problems), own.order, own.published) == ("own", 9, (), "")
+    assert {problem.source for problem in own.problems} == {"c0", "c1"}
+    assert (ai.published, ai.problems[0].gold) == ("vlmevalkit", "B")
+    assert [json.loads(line)["id"] for line in listed.read_text().splitlines()] == ["p9"]
+    few, _ = read_benchmarks(benchmarks_of(folder, "evaluate", benchmarks=texts, limit=5))
+    assert len(few.problems) == 5 and set(few.problems) < set(own.problems)
+    assert read_benchmarks(benchmarks_of(folder, "evolve", benchmarks=texts)) == []
+
+
+def test_own_sets_have_the_tables_of_their_format(folder):
+    write_rows(folder / "ood.jsonl", [row(i, domain="science", choices=["x", "y"], answer="A") for i in range(3)])
+    config = config_of(folder, ood=f"m3cot:{folder}/ood.jsonl")
+    test, ood = own_sets(config, load_data(config.data, 0))
+    assert (test.name, test.order, test.published, len(test.problems)) == ("test", (), "", 7)
+    assert (ood.name, ood.order[0], ood.published, len(ood.problems)) == ("ood", "science", "m3cot", 3)
 
 
 def test_configurations(folder):

@@ -230,7 +230,11 @@ def test_a_dry_run_says_what_would_be_sampled(checkpoint, tmp_path, capsys):
     more = ("warmup.problems=12", "warmup.max_examples=20")
     assert main(["smoke", *sampled_overrides(tmp_path / "run", checkpoint, *more), "--dry_run"]) == 0
     said = capsys.readouterr().out
-    assert "warm-up:     12 problems x 4 responses" in said and "= 48 responses, of which at most 20 are" in said
+    lines = {line.split("  ")[1]: line for line in said.splitlines() if line.startswith("  warmup: ")}
+    assert (
+        "<= 48 " in lines["warmup: sample"] and "12 problems x 4, the answer in the prompt" in lines["warmup: sample"]
+    )
+    assert "train, answers shown" in said and "  warmup: sample " in said.split("memory at most")[1].split("work")[0]
     assert not (tmp_path / "run").exists()
 
 

@@ -12,7 +12,10 @@ from mstar_engine.reward.answers import judge
 from mstar_engine.reward.select import select
 from mstar_engine.run_directory import RunDirectory
 from mstar_engine.summary import (
+    ALL,
     AnnotationSummary,
+    BenchmarkSummary,
+    EvaluationSummary,
     FinalSummary,
     HeldOutSummary,
     IterationSummary,
@@ -202,8 +205,29 @@ def sweep(chosen: float, controller: str = "racing", model: bool = False) -> Swe
     )
 
 
+def evaluated() -> EvaluationSummary:
+    """Two benchmarks with every metric of 16 samples, and their mean; a category of hostile text."""
+    names = ["greedy", "greedy_published", "pass_at_1"]
+    names += ["majority", "weighted", "best_of_n", "reward_pass_at_2"]
+    names += [f"{kind}pass_at_{k}" for k in (2, 4, 8, 16) for kind in ("", "unbiased_")]
+    rows = {category: {name: wilson(31 + i, 100) for i, name in enumerate(names)} for category in ("FQA", HOSTILE)}
+    whole = {name: wilson(63 + i, 200) for i, name in enumerate(names)}
+    some = {name: whole[name] for name in names if name != "greedy_published"}
+    return EvaluationSummary(
+        policy="final",
+        iteration=2,
+        n=16,
+        benchmarks={
+            "mathvista": BenchmarkSummary(problems=200, published="mathvista", metrics={**rows, ALL: whole}),
+            "a-benchmark-of-a-rather-long-name": BenchmarkSummary(problems=200, metrics={ALL: some}),
+        },
+        averaged=("mathvista", "a-benchmark-of-a-rather-long-name"),
+        mean=some,
+    )
+
+
 def write_rich_run(path: Path) -> Path:
-    """A run with all that the report can show: metrics, sweeps, pseudo-labels, a process reward model."""
+    """A run with all that the report can show: metrics, sweeps, pseudo-labels, benchmarks, a process reward model."""
     write_run(path, prm=True)
     summary = read_summary(path / "summary.json")
     first, second = summary.evolve
@@ -219,7 +243,9 @@ def write_rich_run(path: Path) -> Path:
             pseudo=PseudoSummary(problems=40, voted=30, passed=20, accuracy=wilson(18, 20)),
         ),
     )
-    changed = replace(summary, evolve=rows, warmup=replace(summary.warmup, dynamics=dynamics(0)))
+    changed = replace(
+        summary, evolve=rows, warmup=replace(summary.warmup, dynamics=dynamics(0)), evaluation=evaluated()
+    )
     with RunDirectory.create_or_resume(load_config(path / "config.yaml"), resume=True) as directory:
         directory.write_summary(changed)
     return path
