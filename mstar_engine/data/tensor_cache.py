@@ -2,7 +2,8 @@
 
 So that an image is decoded and preprocessed once, whoever needs it how often: rollout, process rewards and training,
 in this run and the next, in one process and several. An entry is a safetensors file that appears whole or not at all;
-one that is damaged or gone counts as never made. What is mapped costs memory only while the system has it to spare.
+one that is damaged (its digest tells) or gone counts as never made. What is mapped costs memory only while the system
+has it to spare.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mstar_engine.data.tensor_digest import entry_digest
+
 Values = Mapping[str, Any]
 """Tensors, numbers, texts, and lists of them, by name."""
+_SMALL = 64 << 10
+"""Tensors up to this many bytes are copied: a process may map some 65,000 files, and may keep many prompts."""
+_ABANDONED = 3600
+"""Seconds after which an entry that is not finished has lost its writer."""
 
 
 class TensorCache:
@@ -41,12 +50,16 @@ class TensorCache:
         path = self._path(key)
         try:
             with safe_open(path, "pt") as file:
-                shape = json.loads(file.metadata()["values"])
-                values = {name: _restored(value, file) for name, value in shape.items()}
+                told = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: no mapping
+            if entry_digest(key, told["values"], tensors) != told["digest"]:
+                raise ValueError("damaged")
+            tensors = {name: value.clone() if value.nbytes <= _SMALL else value for name, value in tensors.items()}
+            values = {name: _restored(value, tensors) for name, value in json.loads(told["values"]).items()}
             if self.max_bytes:
                 os.utime(path)  # what was asked for last stays longest
-        # Missing, cut by a full disk or a crash, or of another making: made again.
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError):
+        # Missing, cut by a full disk or a crash, damaged, or of another making: made again.
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
             self.misses += 1
             return None
         self.hits += 1
@@ -60,14 +73,16 @@ class TensorCache:
         except TypeError:
             return False
         path = self._path(key)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+        temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
+        said = json.dumps(shape)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, temporary, {"values": json.dumps(shape)})
+            save_file(tensors, temporary, {"values": said, "digest": entry_digest(key, said, tensors)})
             size = temporary.stat().st_size
             os.replace(temporary, path)
         except (OSError, SafetensorError):
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
             return False
         if self.max_bytes:
             self._make_room(size)
@@ -85,21 +100,28 @@ class TensorCache:
 
     def _evict(self) -> None:
         """Count the folder, and drop its oldest entries down to nine tenths of the bound."""
-        entries = []
-        for path in self.folder.glob("??/*.safetensors"):
-            try:
-                entries.append((path.stat().st_mtime_ns, path.stat().st_size, path))
-            except OSError:  # gone by another process
-                continue
-        self._held = sum(size for _, size, _ in entries)
+        self._held = sum(size for _, size, _ in self._entries())
         if self._held <= self.max_bytes:
             return
-        for _, size, path in sorted(entries):
+        for _, size, path in sorted(self._entries()):
             if self._held <= 0.9 * self.max_bytes:
                 return
             # Who has it mapped goes on reading it.
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(path)
             self._held -= size
+
+    def _entries(self) -> Iterator[tuple[int, int, str]]:
+        """Time, bytes and path of each entry; what writers that were killed left behind is removed on the way."""
+        abandoned = time.time_ns() - _ABANDONED * 10**9
+        for folder in self.folder.glob("??"):
+            for entry in os.scandir(folder):
+                with suppress(OSError):  # gone by another process
+                    stat = entry.stat()
+                    if entry.name.endswith(".safetensors"):
+                        yield stat.st_mtime_ns, stat.st_size, entry.path
+                    elif entry.name.endswith(".tmp") and stat.st_mtime_ns < abandoned:
+                        os.unlink(entry.path)
 
 
 def _flattened(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -118,7 +140,7 @@ def _flattened(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(type(value))
 
 
-def _restored(value: Any, file: Any) -> Any:
+def _restored(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, dict):
-        return tuple(_restored(value["tuple"], file)) if "tuple" in value else file.get_tensor(value["tensor"])
-    return [_restored(item, file) for item in value] if isinstance(value, list) else value
+        return tuple(_restored(value["tuple"], tensors)) if "tuple" in value else tensors[value["tensor"]]
+    return [_restored(item, tensors) for item in value] if isinstance(value, list) else value
