@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mstar_engine.data.tensor_digest import entry_digest
+from mstar_engine.data.tensor_file import TensorFileError, read_tensors
 
 Values = Mapping[str, Any]
 """Tensors, numbers, texts, and lists of them, by name."""
-_SMALL = 64 << 10
-"""Tensors up to this many bytes are copied: a process may map some 65,000 files, and may keep many prompts."""
 _ABANDONED = 3600
 """Seconds after which an entry that is not finished has lost its writer."""
 
@@ -49,21 +48,18 @@ class TensorCache:
         """The values of an entry, tensors mapped and not to be written to; None when there is none."""
         path = self._path(key)
         try:
-            with safe_open(path, "pt") as file:
-                told = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: no mapping
+            told, tensors = read_tensors(path)
             if entry_digest(key, told["values"], tensors) != told["digest"]:
-                raise ValueError("damaged")
-            tensors = {name: value.clone() if value.nbytes <= _SMALL else value for name, value in tensors.items()}
-            values = {name: _restored(value, tensors) for name, value in json.loads(told["values"]).items()}
-            if self.max_bytes:
-                os.utime(path)  # what was asked for last stays longest
+                raise TensorFileError("damaged")
         # Missing, cut by a full disk or a crash, damaged, or of another making: made again.
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
+        except (TensorFileError, LookupError, TypeError):
             self.misses += 1
             return None
+        if self.max_bytes:
+            with suppress(OSError):  # gone by another process
+                os.utime(path)  # what was asked for last stays longest
         self.hits += 1
-        return values
+        return {name: _restored(value, tensors) for name, value in json.loads(told["values"]).items()}
 
     def put(self, key: str, values: Values) -> bool:
         """Keep the values of an entry; False when they are of a kind that is not kept, or the disk is full."""
@@ -72,7 +68,7 @@ class TensorCache:
             shape = {name: _flattened(value, name, tensors) for name, value in values.items()}
         except TypeError:
             return False
-        path = self._path(key)
+        path = Path(self._path(key))
         temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
         said = json.dumps(shape)
         try:
@@ -88,8 +84,8 @@ class TensorCache:
             self._make_room(size)
         return True
 
-    def _path(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key[2:]}.safetensors"
+    def _path(self, key: str) -> str:
+        return f"{self.folder}/{key[:2]}/{key[2:]}.safetensors"
 
     def _make_room(self, size: int) -> None:
         with self._lock:

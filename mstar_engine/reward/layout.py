@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
 
-from mstar_engine.models.prompts import EncodedPrompt, PromptEncoder
+from mstar_engine.models.prompt_cache import Messages
+from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.reward.forms import TURN, PrmForm
 from mstar_engine.types import Problem
 
@@ -89,7 +90,7 @@ class FormEncoder(PromptEncoder):
         self.form = form
         self.reads_images = getattr(processor, "image_processor", None) is not None
 
-    def messages(self, problem: Problem) -> list[dict]:
+    def messages(self, problem: Problem) -> Messages:
         """The conversation that the chat template renders."""
         text = self.form.question.format(question=problem.question)
         if self.form.before == TURN:
@@ -101,19 +102,20 @@ class FormEncoder(PromptEncoder):
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*system, {"role": "user", "content": text}]
 
-    def _encode(self, problem: Problem) -> EncodedPrompt:
-        if self.form.before != TURN:
-            return super()._encode(problem)
-        messages = self.messages(problem)
-        text = self.processor.apply_chat_template(messages, tokenize=False)
-        text = text[: text.index(_STEP)]
-        images = [part["image"] for part in messages[-1]["content"] if part["type"] == "image"]
-        bos = self.tokenizer.bos_token
-        arguments = {"images": images} if images else {}
-        outputs = self.processor(
-            text=[text], **arguments, return_tensors="pt", add_special_tokens=not (bos and text.startswith(bos))
-        )
-        return self._sorted(outputs)
+    def _outputs_of(self, messages: Messages) -> Mapping[str, Tensor]:
+        return self.outputs(_cut_at_step, messages) if self.form.before == TURN else super()._outputs_of(messages)
+
+
+def _cut_at_step(processor, messages: Messages) -> Mapping[str, Tensor]:
+    """A processor's outputs for a conversation up to where the first step goes on in the user's turn."""
+    text = processor.apply_chat_template(messages, tokenize=False)
+    text = text[: text.index(_STEP)]
+    images = [part["image"] for part in messages[-1]["content"] if part["type"] == "image"]
+    bos = getattr(processor, "tokenizer", processor).bos_token
+    arguments = {"images": images} if images else {}
+    return processor(
+        text=[text], **arguments, return_tensors="pt", add_special_tokens=not (bos and text.startswith(bos))
+    )
 
 
 def token_id(tokenizer, text: str) -> int | None:
