@@ -23,10 +23,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mstar_engine.data.tensor_digest import entry_digest
-from mstar_engine.data.tensor_file import TensorFileError, read_tensors
+from mstar_engine.data.tensor_file import SMALL, TensorFileError, read_tensors
 
 Values = Mapping[str, Any]
 """Tensors, numbers, texts, and lists of them, by name."""
+_KNOWN = 100_000
+"""Entries whose digest was seen to be right and is not computed again while they stay as they are."""
 _ABANDONED = 3600
 """Seconds after which an entry that is not finished has lost its writer."""
 
@@ -43,21 +45,27 @@ class TensorCache:
         self.hits = self.misses = 0
         self._lock = threading.Lock()
         self._held: int | None = None
+        self._sound: dict[int, int] = {}
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The values of an entry, tensors mapped and not to be written to; None when there is none."""
         path = self._path(key)
         try:
-            told, tensors = read_tensors(path)
-            if entry_digest(key, told["values"], tensors) != told["digest"]:
+            told, tensors, status = read_tensors(path)
+            known = self._sound.get(hash(key)) == _stamp(status, status.st_mtime_ns)
+            if not known and entry_digest(key, told["values"], tensors) != told["digest"]:
                 raise TensorFileError("damaged")
         # Missing, cut by a full disk or a crash, damaged, or of another making: made again.
         except (TensorFileError, LookupError, TypeError):
             self.misses += 1
             return None
+        time_ns = status.st_mtime_ns
         if self.max_bytes:
+            time_ns = time.time_ns()
             with suppress(OSError):  # gone by another process
-                os.utime(path)  # what was asked for last stays longest
+                os.utime(path, ns=(time_ns, time_ns))  # what was asked for last stays longest
+        if status.st_size > SMALL:
+            self._note_sound(key, _stamp(status, time_ns))
         self.hits += 1
         return {name: _restored(value, tensors) for name, value in json.loads(told["values"]).items()}
 
@@ -86,6 +94,12 @@ class TensorCache:
 
     def _path(self, key: str) -> str:
         return f"{self.folder}/{key[:2]}/{key[2:]}.safetensors"
+
+    def _note_sound(self, key: str, stamp: int) -> None:
+        """Keep that a large entry, as it is now, need not be read to the end again by this process."""
+        if len(self._sound) >= _KNOWN:
+            self._sound.clear()
+        self._sound[hash(key)] = stamp
 
     def _make_room(self, size: int) -> None:
         with self._lock:
@@ -118,6 +132,11 @@ class TensorCache:
                         yield stat.st_mtime_ns, stat.st_size, entry.path
                     elif entry.name.endswith(".tmp") and stat.st_mtime_ns < abandoned:
                         os.unlink(entry.path)
+
+
+def _stamp(status: os.stat_result, time_ns: int) -> int:
+    """What changes when a file is replaced or written to."""
+    return hash((status.st_ino, status.st_size, time_ns))
 
 
 def _flattened(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -32,11 +32,12 @@ class TensorFileError(Exception):
     """A file that is not there, cut, or no safetensors file of these types."""
 
 
-def read_tensors(path: str) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The metadata and the tensors of a file, mapped where it is large: to be read only. TensorFileError."""
+def read_tensors(path: str) -> tuple[dict[str, str], dict[str, Tensor], os.stat_result]:
+    """The metadata, the tensors (mapped where the file is large: to be read only), the status. TensorFileError."""
     try:
         with open(path, "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
+            status = os.fstat(file.fileno())
+            size = status.st_size
             data = file.read(SMALL)
             length = 8 + int.from_bytes(data[:8], "little")
             if not 8 < length <= size:
@@ -46,7 +47,7 @@ def read_tensors(path: str) -> tuple[dict[str, str], dict[str, Tensor]]:
         header = json.loads(data[8:length])
         metadata = header.pop("__metadata__")
         flat = _bytes(data, path, size)[length:]
-        return metadata, {name: _tensor(flat, **told) for name, told in header.items()}
+        return metadata, {name: _tensor(flat, **told) for name, told in header.items()}, status
     except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise TensorFileError(str(error)) from None
 
