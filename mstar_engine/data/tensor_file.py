@@ -44,9 +44,10 @@ def read_tensors(path: str) -> tuple[dict[str, str], dict[str, Tensor], os.stat_
                 raise TensorFileError("cut")
             if length > len(data):
                 data += file.read(length - len(data))
+            # By the open file, which another process may be replacing under this path.
+            flat = _bytes(data, f"/dev/fd/{file.fileno()}", size)[length:]
         header = json.loads(data[8:length])
         metadata = header.pop("__metadata__")
-        flat = _bytes(data, path, size)[length:]
         return metadata, {name: _tensor(flat, **told) for name, told in header.items()}, status
     except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise TensorFileError(str(error)) from None

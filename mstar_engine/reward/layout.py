@@ -112,7 +112,8 @@ def _cut_at_step(processor, messages: Messages) -> Mapping[str, Tensor]:
     text = text[: text.index(_STEP)]
     images = [part["image"] for part in messages[-1]["content"] if part["type"] == "image"]
     bos = getattr(processor, "tokenizer", processor).bos_token
-    arguments = {"images": images} if images else {}
+    # One list a text, as chat templates do it: the image processor is called as for the policy.
+    arguments = {"images": [images]} if images else {}
     return processor(
         text=[text], **arguments, return_tensors="pt", add_special_tokens=not (bos and text.startswith(bos))
     )
