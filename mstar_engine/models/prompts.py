@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mstar_engine.data.file_image import FileImages
+from mstar_engine.data.file_image import file_images
 from mstar_engine.data.image_integrity import ImageError
 from mstar_engine.data.images import ImageLimits, read_image
 from mstar_engine.data.tensor_cache import TensorCache
@@ -129,7 +129,7 @@ class PromptEncoder:
 
     def keep_images(self, images: TensorCache, limits: ImageLimits | None = None) -> None:
         """Keep in `images`, from now on, what the processor makes of prompts with image files within the limits."""
-        self._kept, self._read = PromptCache(self.processor, images), FileImages(limits).open
+        self._kept, self._read = PromptCache(self.processor, images), file_images(limits or ImageLimits()).open
 
     def outputs(self, run: Run, messages: Messages, **options: object) -> Mapping[str, Tensor]:
         """`run(processor, messages, **options)`, or what it made before. ImageError for an image that is damaged."""
