@@ -61,9 +61,10 @@ class TensorCache:
             return None
         time_ns = status.st_mtime_ns
         if self.max_bytes:
-            time_ns = time.time_ns()
-            with suppress(OSError):  # gone by another process
-                os.utime(path, ns=(time_ns, time_ns))  # what was asked for last stays longest
+            with suppress(OSError):  # gone by another process, or another user's
+                now = time.time_ns()
+                os.utime(path, ns=(now, now))  # what was asked for last stays longest
+                time_ns = now
         if status.st_size > SMALL:
             self._note_sound(key, _stamp(status, time_ns))
         self.hits += 1
@@ -117,7 +118,7 @@ class TensorCache:
             if self._held <= 0.9 * self.max_bytes:
                 return
             # Who has it mapped goes on reading it.
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 os.unlink(path)
             self._held -= size
 
@@ -125,7 +126,10 @@ class TensorCache:
         """Time, bytes and path of each entry; what writers that were killed left behind is removed on the way."""
         abandoned = time.time_ns() - _ABANDONED * 10**9
         for folder in self.folder.glob("??"):
-            for entry in os.scandir(folder):
+            entries = []
+            with suppress(OSError):
+                entries = list(os.scandir(folder))
+            for entry in entries:
                 with suppress(OSError):  # gone by another process
                     stat = entry.stat()
                     if entry.name.endswith(".safetensors"):
