@@ -23,12 +23,16 @@ from transformers import PreTrainedTokenizerBase
 
 from mstar_engine.data import images
 
-# Where files lie, what a print says elsewhere (class, vocabulary, template), and what nothing is encoded by.
+# Where files lie, and what a print says elsewhere: classes, the template.
 _LEFT_OUT = {
-    "_tokenizer", "name_or_path", "init_inputs", "init_kwargs", "files_loaded", "vocab_file", "vocab", "_vocab",
-    "merges", "_merges", "deprecation_warnings", "verbose", "backend", "_processor_class", "processor_class",
-    "chat_template", "_in_target_context_manager", "image_processor_type", "video_processor_type",
-    "feature_extractor_type", "SPECIAL_TOKENS_ATTRIBUTES", "_should_update_post_processor",
+    "name_or_path", "chat_template", "processor_class", "_processor_class", "image_processor_type",
+    "video_processor_type", "feature_extractor_type",
+}  # fmt: skip
+# Of a tokenizer: its vocabulary and rules, which are told by their JSON, and what nothing is encoded by.
+_TOLD_BY_RULES = {
+    "_tokenizer", "init_inputs", "init_kwargs", "files_loaded", "vocab_file", "vocab", "_vocab", "merges", "_merges",
+    "_should_update_post_processor", "SPECIAL_TOKENS_ATTRIBUTES", "deprecation_warnings", "verbose", "backend",
+    "_in_target_context_manager",
 }  # fmt: skip
 _LIBRARIES = ("transformers", "tokenizers", "jinja2", "pillow", "numpy", "torch", "torchvision")
 
@@ -73,7 +77,7 @@ def _part(part: Any) -> Any:
     if isinstance(part, PreTrainedTokenizerBase):
         return _tokenizer(part)
     if hasattr(part, "apply_chat_template") or callable(getattr(part, "to_dict", None)):
-        return [code_of(type(part)), _attributes(part)]
+        return [code_of(type(part)), _attributes(part, _LEFT_OUT)]
     raise TypeError(type(part))
 
 
@@ -85,11 +89,11 @@ def _tokenizer(tokenizer: Any) -> Any:
     # How the last call padded, which the next one says anew.
     rules = {name: value for name, value in rules.items() if name not in ("padding", "truncation")}
     digest = hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
-    return [code_of(type(tokenizer)), digest, _attributes(tokenizer)]
+    return [code_of(type(tokenizer)), digest, _attributes(tokenizer, _LEFT_OUT | _TOLD_BY_RULES)]
 
 
-def _attributes(part: Any) -> Any:
-    return _plain({name: value for name, value in vars(part).items() if name not in _LEFT_OUT})
+def _attributes(part: Any, left_out: set[str]) -> Any:
+    return _plain({name: value for name, value in vars(part).items() if name not in left_out})
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,7 @@
 """Prompts kept on disk: a second pass runs nothing, whatever determines a prompt changes its key, damage costs time."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -109,6 +111,16 @@ def test_a_checkpoint_that_was_written_again_reads_it(problems, folder, tmp_path
         processor = build_tiny()[1] if place == "one" else AutoProcessor.from_pretrained(tmp_path / "one")
         processor.save_pretrained(tmp_path / place)
         assert misses(encoder(folder, AutoProcessor.from_pretrained(tmp_path / place)), problems[0]) == 0
+
+
+def test_another_process_tells_a_processor_the_same():
+    code = """
+from mstar_engine.models.processor_print import processor_print
+from mstar_engine.models.tiny import build_tiny
+print(processor_print(build_tiny()[1]))
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == processor_print(build_tiny()[1])
 
 
 def test_a_vocabulary_that_cannot_be_told_keeps_no_prompts(problems, folder):

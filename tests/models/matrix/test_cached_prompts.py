@@ -32,7 +32,8 @@ def pan_and_scan():
 
 def paligemma():
     """PaliGemma's processor: token types, and the image tokens in front of the whole text."""
-    tokenizer = tokenizer_with("<image>")
+    tokenizer = tokenizer_with("<image>", "<bos>")
+    tokenizer.bos_token = "<bos>"
     images = SiglipImageProcessorPil(size={"height": 24, "width": 24})
     images.image_seq_length = 9
     return PaliGemmaProcessor(images, tokenizer, chat_template=template("<image>"))
