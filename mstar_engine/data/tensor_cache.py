@@ -28,7 +28,7 @@ from mstar_engine.data.tensor_file import SMALL, TensorFileError, read_tensors
 Values = Mapping[str, Any]
 """Tensors, numbers, texts, and lists of them, by name."""
 _KNOWN = 100_000
-"""Entries whose digest was seen to be right and is not computed again while they stay as they are."""
+"""Entries whose digest this process wrote or saw to be right: not computed again while they stay as they are."""
 _ABANDONED = 3600
 """Seconds after which an entry that is not finished has lost its writer."""
 
@@ -83,14 +83,19 @@ class TensorCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, temporary, {"values": said, "digest": entry_digest(key, said, tensors)})
-            size = temporary.stat().st_size
+            # Finer than the clock of file systems: whoever writes to it later gives it another time.
+            now = time.time_ns()
+            os.utime(temporary, ns=(now, now))
+            status = temporary.stat()
             os.replace(temporary, path)
         except (OSError, SafetensorError):
             with suppress(OSError):
                 temporary.unlink()
             return False
+        if status.st_size > SMALL:
+            self._note_sound(key, _stamp(status, status.st_mtime_ns))
         if self.max_bytes:
-            self._make_room(size)
+            self._make_room(status.st_size)
         return True
 
     def _path(self, key: str) -> str:

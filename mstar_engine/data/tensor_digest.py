@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_BLOCK = 512  # words: 4 KiB
+_BLOCK = 1024  # words: 8 KiB
 
 
 def entry_digest(key: str, said: str, tensors: Mapping[str, Tensor]) -> str:

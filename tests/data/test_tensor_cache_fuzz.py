@@ -64,8 +64,8 @@ def spoiled(data: bytes, rng: random.Random) -> bytes:
     if kind == "zeros":
         length = min(rng.choice((8, 512, 4096)), len(data) - place)
         return data[:place] + bytes(length) + data[place + length :]
-    if kind == "swapped" and len(data) > 3 * 4096:
-        return data[:-8192] + data[-4096:] + data[-8192:-4096]
+    if kind == "swapped" and len(data) > 3 * 8192:
+        return data[:-16384] + data[-8192:] + data[-16384:-8192]
     return data[:place] + (b"7" + data[place:] if kind == "inserted" else data[place + 1 :])
 
 
