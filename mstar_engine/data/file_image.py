@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import OrderedDict
+from functools import cache
 from pathlib import Path
 from threading import Lock
 
@@ -13,6 +15,8 @@ from mstar_engine.data.image_integrity import ImageError
 from mstar_engine.data.images import ImageLimits, decode, image_size, read_bytes
 
 _KNOWN = 100_000
+_YOUNG = 2_000_000_000
+"""Nanoseconds within which a file may be written twice with one time, as far as file systems tell the time."""
 
 
 class FileImage(Image.Image):
@@ -56,8 +60,15 @@ class FileImages:
         if known is None:
             data = read_bytes(path, self.limits)
             known = (hashlib.sha256(data).hexdigest(), image_size(data, self.limits))
-            with self._lock:
-                self._known[key] = known
-                if len(self._known) > _KNOWN:
-                    self._known.popitem(last=False)
+            if time.time_ns() - stat.st_mtime_ns > _YOUNG:
+                with self._lock:
+                    self._known[key] = known
+                    if len(self._known) > _KNOWN:
+                        self._known.popitem(last=False)
         return FileImage(path, *known, self.limits)
+
+
+@cache
+def file_images(limits: ImageLimits) -> FileImages:
+    """This process's `FileImages` within the limits: rollout, process rewards and training read each file once."""
+    return FileImages(limits)

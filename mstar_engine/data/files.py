@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 from mstar_engine.config import DataConfig
@@ -82,10 +83,16 @@ def limits_of(config: DataConfig) -> ImageLimits:
 
 
 def preprocessed(config: DataConfig) -> TensorCache | None:
-    """Where preprocessed images are kept; None for problems whose images are in memory."""
+    """Where preprocessed images and encoded prompts are kept; None for problems whose images are in memory."""
     if config.dataset_name != "files" or not config.image_cache_bytes:
         return None
-    return TensorCache(_cache(config) / "preprocessed", config.image_cache_bytes)
+    return _tensors(_cache(config) / "preprocessed", config.image_cache_bytes)
+
+
+@cache
+def _tensors(folder: Path, max_bytes: int) -> TensorCache:
+    """One a process, so that what one part of a run has read is known to the others."""
+    return TensorCache(folder, max_bytes)
 
 
 def _cache(config: DataConfig) -> Path:

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mstar_engine.data.file_image import FileImages
+from mstar_engine.data.file_image import file_images
 from mstar_engine.data.image_integrity import ImageError
 from mstar_engine.data.images import ImageLimits, read_image
 from mstar_engine.data.tensor_cache import TensorCache
-from mstar_engine.models.image_cache import caching_processor
+from mstar_engine.models.prompt_cache import Messages, PromptCache, Run
 from mstar_engine.prompt_template import PLAIN, fill
 from mstar_engine.types import Problem
 
@@ -78,8 +78,9 @@ class PromptEncoder:
 
     The chat template sees an optional system message, then one user message: the images in order, then the text, which
     is the question in `template` (see prompt_template.py).
-    `cache_bytes` bounds the memory of the cache (least recently used out first; 0 keeps nothing). `images` keeps what
-    the processor makes of image files, so that each is decoded once; `limits` those of the files. Thread-safe.
+    `cache_bytes` bounds the memory of the cache (least recently used out first; 0 keeps nothing). `images` keeps on
+    disk what the processor makes of prompts and image files, so that each is preprocessed once; `limits` those of the
+    files. Thread-safe.
     """
 
     def __init__(
@@ -99,7 +100,8 @@ class PromptEncoder:
                 'renders {"type": "image"} and {"type": "text"} content) or use an instruction-tuned checkpoint'
             )
         self.processor = processor
-        self._worker, self._read = processor, partial(read_image, limits=limits)
+        self._kept: PromptCache | None = None
+        self._read: Callable[[Path], Image.Image] = partial(read_image, limits=limits)
         if images is not None:
             self.keep_images(images, limits)
         self.tokenizer = tokenizer
@@ -130,14 +132,20 @@ class PromptEncoder:
         return prompt
 
     def keep_images(self, images: TensorCache, limits: ImageLimits | None = None) -> None:
-        """Keep in `images`, from now on, what the processor makes of image files within the limits."""
-        self._worker, self._read = caching_processor(self.processor, images), FileImages(limits).open
+        """Keep in `images`, from now on, what the processor makes of prompts with image files within the limits."""
+        self._kept, self._read = PromptCache(self.processor, images), file_images(limits or ImageLimits()).open
+
+    def outputs(self, run: Run, messages: Messages, **options: object) -> Mapping[str, Tensor]:
+        """`run(processor, messages, **options)`, or what it made before. ImageError for an image that is damaged."""
+        if self._kept is None:
+            return run(self.processor, messages, **options)
+        return self._kept.outputs(run, messages, **options)
 
     def text(self, problem: Problem) -> str:
         """What the user says beside the images."""
         return fill(self.template, question=problem.question)
 
-    def messages(self, problem: Problem) -> list[dict]:
+    def messages(self, problem: Problem) -> Messages:
         """The conversation that the chat template renders."""
         content = [{"type": "image", "image": open_image(problem, image, self._read)} for image in problem.images]
         user = {"role": "user", "content": [*content, {"type": "text", "text": self.text(problem)}]}
@@ -149,13 +157,15 @@ class PromptEncoder:
         """Run the processor on one problem; its outputs are sorted by what they count, tokens or images."""
         messages = self.messages(problem)
         try:
-            outputs = self._worker.apply_chat_template(
-                messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-            )
+            outputs = self._outputs_of(messages)
         except ImageError as error:  # found when the pixels were asked for
             paths = ", ".join(map(str, problem.images))
             raise ValueError(f"problem {problem.id!r}: cannot read image {paths}: {error}") from error
         return self._sorted(outputs)
+
+    def _outputs_of(self, messages: Messages) -> Mapping[str, Tensor]:
+        """The processor's outputs for a conversation."""
+        return self.outputs(_rendered, messages)
 
     @staticmethod
     def _sorted(outputs: Mapping[str, Tensor]) -> EncodedPrompt:
@@ -170,3 +180,9 @@ class PromptEncoder:
             else:
                 inputs[name] = value
         return EncodedPrompt(input_ids[0].to(torch.int64), inputs, token_inputs)
+
+
+def _rendered(processor, messages: Messages) -> Mapping[str, Tensor]:
+    return processor.apply_chat_template(
+        messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )

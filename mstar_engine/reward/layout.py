@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
-from mstar_engine.models.prompts import EncodedPrompt, PromptEncoder
+from mstar_engine.models.prompt_cache import Messages
+from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.prompt_template import PLAIN
 from mstar_engine.reward.forms import TURN, PrmForm
 from mstar_engine.types import Problem
@@ -99,7 +100,7 @@ class FormEncoder(PromptEncoder):
         text = self.form.question.format(question=super().text(problem))
         return text + _STEP if self.form.before == TURN else text
 
-    def messages(self, problem: Problem) -> list[dict]:
+    def messages(self, problem: Problem) -> Messages:
         """The conversation that the chat template renders."""
         if self.reads_images:
             return super().messages(problem)
@@ -108,19 +109,21 @@ class FormEncoder(PromptEncoder):
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*system, {"role": "user", "content": self.text(problem)}]
 
-    def _encode(self, problem: Problem) -> EncodedPrompt:
-        if self.form.before != TURN:
-            return super()._encode(problem)
-        messages = self.messages(problem)
-        text = self.processor.apply_chat_template(messages, tokenize=False)
-        text = text[: text.index(_STEP)]
-        images = [part["image"] for part in messages[-1]["content"] if part["type"] == "image"]
-        bos = self.tokenizer.bos_token
-        arguments = {"images": images} if images else {}
-        outputs = self.processor(
-            text=[text], **arguments, return_tensors="pt", add_special_tokens=not (bos and text.startswith(bos))
-        )
-        return self._sorted(outputs)
+    def _outputs_of(self, messages: Messages) -> Mapping[str, Tensor]:
+        return self.outputs(_cut_at_step, messages) if self.form.before == TURN else super()._outputs_of(messages)
+
+
+def _cut_at_step(processor, messages: Messages) -> Mapping[str, Tensor]:
+    """A processor's outputs for a conversation up to where the first step goes on in the user's turn."""
+    text = processor.apply_chat_template(messages, tokenize=False)
+    text = text[: text.index(_STEP)]
+    images = [part["image"] for part in messages[-1]["content"] if part["type"] == "image"]
+    bos = getattr(processor, "tokenizer", processor).bos_token
+    # One list a text, as chat templates do it: the image processor is called as for the policy.
+    arguments = {"images": [images]} if images else {}
+    return processor(
+        text=[text], **arguments, return_tensors="pt", add_special_tokens=not (bos and text.startswith(bos))
+    )
 
 
 def token_id(tokenizer, text: str) -> int | None:
