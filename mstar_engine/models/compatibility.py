@@ -108,18 +108,19 @@ def probe(model: PreTrainedModel) -> KVShape:
 
 def special_image_ids(config: PretrainedConfig, processor: object | None = None) -> list[int]:
     """Ids that stand for visual input. The policy must never write one: a later forward would look for its image."""
-    named = ("image", "video", "vision", "audio", "boi", "eoi", "img", "patch")
+    named = ("image", "video", "vision", "visual", "audio", "frame", "boi", "eoi", "img", "patch")
     found: set[int] = set()
-    for holder in (config, processor):
+    holders = [config, *(value for value in vars(config).values() if isinstance(value, PretrainedConfig)), processor]
+    for holder in holders:
         for key, value in vars(holder).items() if holder is not None else ():
-            if (
-                key.endswith(("token_id", "token_index"))
-                and any(word in key for word in named)
-                and isinstance(value, int)
-            ):
-                found.add(value)
+            if key.endswith(("_id", "_ids", "token_index")) and any(word in key for word in named):
+                found.update(one for one in (value if isinstance(value, (list, tuple)) else [value]) if _is_id(one))
     vocabulary = config.get_text_config(decoder=True).vocab_size
     return sorted(token for token in found if 0 <= token < vocabulary)
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def ordinary_token_id(config: PretrainedConfig) -> int:

@@ -1,4 +1,5 @@
-"""Examples of families whose images do not share a forward are trained one at a time, and others together."""
+"""A family is taught what it sampled: training computes what the rollout did. Examples whose images do not share a
+forward are trained one at a time, others together."""
 
 from __future__ import annotations
 
@@ -8,12 +9,21 @@ import torch
 from families import FixedPrompts
 from family import FAMILIES, AbsentError, build, prompts
 from matrix import load_families
+from taught import taught
 
 from mstar_engine.models.tiny import build_tiny
 from mstar_engine.train.likelihood import Likelihood
 from mstar_engine.types import Problem, TrainingExample
 
 load_families()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_log_probabilities_in_training_are_those_of_the_rollout(name: str) -> None:
+    try:
+        assert taught(name) == {}
+    except AbsentError as error:
+        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize(("name", "together"), [("minicpmv4_6", False), ("molmo2", False), ("qwen2_vl", True)])
