@@ -85,25 +85,32 @@ def probe(model: PreTrainedModel) -> KVShape:
     text = model.config.get_text_config(decoder=True)
     recorder = _Probe()
     tokens = torch.full((1, 2), ordinary_token_id(model.config), dtype=torch.long, device=model.device)
-    with hooked(language_configs(model)), attention_step(recorder):
-        model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
-    forget_rope_deltas(model)
+    try:
+        with hooked(language_configs(model)), attention_step(recorder):
+            model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a family's own code: what it wants besides tokens, the engine does not have
+        words = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise _refusal(model, f"it does not read text tokens alone ({words})") from error
+    finally:
+        forget_rope_deltas(model)
     layers = int(text.num_hidden_layers)
     missing = sorted(set(range(layers)) - set(recorder.shapes))
     if missing or len(recorder.shapes) > layers:
-        raise ValueError(
-            f"model family {model.config.model_type!r} cannot be run by the rollout engine: layers "
-            f"{missing or 'unknown'} do not go through transformers' attention interface; use `model.generate`."
-        )
+        which = f"layers {missing}" if missing else "layers that its config does not count"
+        raise _refusal(model, f"{which} do not go through transformers' attention interface as its language model's")
     kept = set(recorder.shapes.values())
     if len(kept) > 1 or any(key_dim != value_dim for _, key_dim, value_dim in kept):
-        raise ValueError(
-            f"model family {model.config.model_type!r} cannot be run by the rollout engine: its layers keep keys and "
-            f"values of several shapes {sorted(kept)}; use `model.generate`."
-        )
+        raise _refusal(model, f"its layers keep keys and values of several shapes {sorted(kept)}")
     ((kv_heads, head_dim, _),) = kept
     dtype, device = recorder.key.dtype, recorder.key.device
     return KVShape(layers=layers, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype, device=device)
+
+
+def _refusal(model: PreTrainedModel, reason: str) -> ValueError:
+    family = model.config.model_type
+    return ValueError(f"model family {family!r} cannot be run by the rollout engine: {reason}; use `model.generate`.")
 
 
 def special_image_ids(config: PretrainedConfig, processor: object | None = None) -> list[int]:

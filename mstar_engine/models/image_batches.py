@@ -154,13 +154,14 @@ def stack_inputs(prompts: Sequence[EncodedPrompt], device: torch.device) -> dict
 
 
 def padded_inputs(prompts: Sequence[EncodedPrompt], model: PreTrainedModel) -> dict[str, Tensor]:
-    """As `stack_inputs`, of prompts of any length, padded to the right with text, without a mask."""
+    """As `stack_inputs`, of prompts of any length, padded to the right with text, nothing masked."""
     pad_id = ordinary_token_id(model.config)
     length = max(len(prompt.input_ids) for prompt in prompts)
     inputs = joined_inputs(prompts)
     inputs["input_ids"] = torch.stack(
         [F.pad(prompt.input_ids, (0, length - len(prompt.input_ids)), value=pad_id) for prompt in prompts]
     )
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     for name, text in text_types(model, prompts[0].token_inputs).items():
         values = [prompt.token_inputs[name] for prompt in prompts]
         inputs[name] = torch.stack([F.pad(value, (0, length - len(value)), value=text) for value in values])

@@ -1,7 +1,8 @@
 """Training examples to padded model inputs.
 
 Padding goes to the right of the response: under causal attention no real position can see it, so no attention mask is
-needed and every family's fast path stays open. Labels are -100 on the prompt and on padding.
+needed and every family's fast path stays open. The one that is given is all ones, as in a rollout: some families count
+positions only where there is one. Labels are -100 on the prompt and on padding.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ IGNORE = -100
 class Batch:
     """Model inputs of some examples.
 
-    `inputs`: input_ids int64 [rows, length], token inputs [rows, length], and the processor's other outputs,
-    concatenated. `labels` int64 [rows, length]: labels[b, t] is the token that position t holds, -100 where it is no
-    response token. `weights` float32 [examples]. `tokens` counts the labelled positions. A row is an example, unless
-    examples are packed: then there is one row of examples of `lengths` tokens, and `owner` int64 [1, length] says whose
-    each position is.
+    `inputs`: input_ids and attention_mask int64 [rows, length], token inputs [rows, length], and the processor's other
+    outputs, concatenated. `labels` int64 [rows, length]: labels[b, t] is the token that position t holds, -100 where it
+    is no response token. `weights` float32 [examples]. `tokens` counts the labelled positions. A row is an example,
+    unless examples are packed: then there is one row of examples of `lengths` tokens, and `owner` int64 [1, length]
+    says whose each position is.
     """
 
     inputs: dict[str, Tensor]
@@ -139,7 +140,7 @@ def collate(
         for name, value in prompt.token_inputs.items():
             token_inputs[name][row, :start] = value
     return Batch(
-        inputs={"input_ids": ids, **token_inputs, **others},
+        inputs={"input_ids": ids, "attention_mask": torch.ones_like(ids), **token_inputs, **others},
         labels=labels,
         weights=torch.tensor([example.weight for example in examples], dtype=torch.float32),
         tokens=int((labels != IGNORE).sum()),

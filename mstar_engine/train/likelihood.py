@@ -18,6 +18,7 @@ from mstar_engine.models.backbone import OutputHead, hidden_states, output_head
 from mstar_engine.models.image_batches import ImageBatches
 from mstar_engine.models.packed_attention import packed_attention
 from mstar_engine.models.prompts import PromptEncoder
+from mstar_engine.train.batch_norm import keep_statistics
 from mstar_engine.train.collate import IGNORE, Batch, collate, micro_batches
 from mstar_engine.train.liger import UseLiger, liger_sum, use_liger
 from mstar_engine.train.linear_cross_entropy import linear_cross_entropy
@@ -80,6 +81,7 @@ class Likelihood:
         device = next(model.parameters()).device
         packed = self._packs and len(examples) > 1
         batch = (pack(model, examples, encoder) if packed else collate(examples, encoder, pad_id, model)).to(device)
+        keep_statistics(model)
         head = self._output_head(model, batch.tokens, device)
         one_weight = len({example.weight for example in examples}) == 1
         liger = head is not None and one_weight and use_liger(self.use_liger_kernel, device)

@@ -19,6 +19,7 @@ from mstar_engine.models.backbone import hidden_states
 from mstar_engine.models.image_batches import ImageBatches
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.reward.head import RewardHead
+from mstar_engine.train.batch_norm import keep_statistics
 from mstar_engine.train.collate import collate, micro_batches
 from mstar_engine.types import Problem
 
@@ -82,6 +83,7 @@ class StepObjective:
         rows = torch.repeat_interleave(torch.arange(len(examples)), torch.tensor(counts)).to(device)
         columns = np.concatenate([begin + example.positions for begin, example in zip(begins, examples)])
         labels = torch.from_numpy(np.concatenate([example.labels for example in examples])).float().to(device)
+        keep_statistics(model)
         logits = model(batch.inputs, rows, torch.from_numpy(columns).long().to(device)).float()
         return torch.dot(step_losses(logits, labels), batch.weights[rows])
 

@@ -18,6 +18,7 @@ from matrix import processor
 from mstar_engine.models.backbone import hidden_states
 from mstar_engine.rollout.branches import BranchRunner, Trunk
 from mstar_engine.rollout.engine import RolloutEngine
+from mstar_engine.train.batch_norm import keep_statistics
 from mstar_engine.train.collate import collate
 from mstar_engine.train.likelihood import Likelihood
 from mstar_engine.types import Group, Problem, SamplingParams, TrainingExample
@@ -79,6 +80,7 @@ def _branches(model, encoder: FixedPrompts, groups: Sequence[Group]) -> str:
     for which, states in BranchRunner(model).run(trunks):
         for index, begins in zip(which, states.begins):
             start = len(trunks[index].prompt.input_ids)
+            keep_statistics(model)
             for example, begin in zip(_examples([groups[index]]), begins):
                 expected = hidden_states(model, **collate([example], encoder, model=model).inputs)[0, start:]
                 found = states.hidden[begin : begin + len(expected)]
