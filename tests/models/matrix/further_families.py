@@ -47,11 +47,13 @@ def _llava_next_video() -> Family:
 @family("granite4_vision")
 def _granite4_vision() -> Family:
     def config():
+        former = dict(num_hidden_layers=1, intermediate_size=64, hidden_size=64, encoder_hidden_size=64)
+        former |= dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         return auto(
             "granite4_vision",
             vision_config=siglip(hidden_size=64, image_size=32),
             text_config=TEXT | dict(attention_multiplier=0.3),
-            qformer_config=dict(num_hidden_layers=1, intermediate_size=64, hidden_size=64, encoder_hidden_size=64),
+            qformer_config=former,
             image_token_index=IMAGE,
             image_grid_pinpoints=[[32, 64], [64, 32]],
             downsample_rate="1/2",
