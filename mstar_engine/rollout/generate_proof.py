@@ -72,9 +72,10 @@ class GenerateProof:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a family's own code
+            instead = "use `model.generate`" if expected else "`model.generate` fails too: are these prompts for it?"
             raise ValueError(
                 f"model family {family!r} cannot be run by the rollout engine: behind a prompt of {_named(prompt)} its "
-                f"forward fails ({in_words(error)}); use `model.generate`."
+                f"forward fails ({in_words(error)}); {instead}"
             ) from error
         differences = [float((a - b).norm() / b.norm()) for a, b in zip(found, expected)]
         most = MOST_IN_HALF if self.shape.dtype.itemsize == 2 else MOST

@@ -44,9 +44,10 @@ def outcome(name: str, runs: dict[str, tuple[int, dict]] = RUNS) -> dict[tuple[s
     made = FAMILIES[name]()
     model = build(made)
     shown = prompts(made)
-    found, expected = {}, {}
+    found, expected, seen = {}, {}, set()
     for run, (n, options) in runs.items():
         engine = RolloutEngine(model, FixedPrompts(shown, processor()), **options)
+        engine.proof.seen = seen  # one proof does for all, each run is compared with `generate` below
         engine.stop_ids = lambda: []  # random weights: compare full lengths
         expected = expected or {case: generated(engine, prompt, made.tokens) for case, prompt in shown.items()}
         params = SamplingParams(n=n, temperature=0.0, max_tokens=made.tokens)

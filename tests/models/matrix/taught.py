@@ -25,14 +25,14 @@ from mstar_engine.types import Group, Problem, SamplingParams, TrainingExample
 
 CLOSE = 5e-4
 """Of log-probabilities a token, and of hidden states relative to their norm."""
-SAMPLED = SamplingParams(n=5, temperature=1.0, max_tokens=6, seed=3)
+SAMPLED = SamplingParams(n=4, temperature=1.0, max_tokens=4, seed=3)
 
 
 def taught(name: str) -> dict[str, str]:
     """What differs, in words, by where: each example alone, padded together, packed where the family packs, and below
     its prompt as a process reward model reads it. Empty where nothing does."""
     made = FAMILIES[name]()
-    model, shown = build(made), prompts(made)
+    model, shown = build(made), {case: prompt for case, prompt in prompts(made).items() if case != "resized"}
     encoder = FixedPrompts(shown, processor())
     engine = RolloutEngine(model, encoder)
     engine.stop_ids = lambda: []
