@@ -48,7 +48,7 @@ def _llava_next_video() -> Family:
 def _granite4_vision() -> Family:
     def config():
         former = dict(num_hidden_layers=1, intermediate_size=64, hidden_size=64, encoder_hidden_size=64)
-        former |= dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        former |= dict(num_attention_heads=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         return auto(
             "granite4_vision",
             vision_config=siglip(hidden_size=64, image_size=32),

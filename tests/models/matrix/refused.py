@@ -31,7 +31,6 @@ REFUSED = {
     "florence2": "encoder-decoder",
     "pix2struct": "encoder-decoder",
     "pp_formulanet": "encoder-decoder",
-    "vision-encoder-decoder": "encoder-decoder",
     "t5gemma2": "encoder-decoder",
     "udop": "encoder-decoder",
 }

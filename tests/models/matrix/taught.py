@@ -52,7 +52,8 @@ def taught(name: str) -> dict[str, str]:
         ]
         everything = [response for group in groups for response in group.responses]
         found["packed" if packing else "together"] = _unlike(float(sum(losses)), everything)
-    found["process rewards"] = _branches(model, encoder, groups)
+    if model.base_model is not model:  # there is a part below the output head, in this version
+        found["process rewards"] = _branches(model, encoder, groups)
     return {where: what for where, what in found.items() if what}
 
 

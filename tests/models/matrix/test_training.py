@@ -12,7 +12,7 @@ from families import FixedPrompts
 from family import FAMILIES, AbsentError, build, prompts
 from matrix import load_families
 from taught import taught
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, Gemma2Model
 
 from mstar_engine.models.loading import with_attention
 from mstar_engine.models.tiny import build_tiny
@@ -68,6 +68,8 @@ def test_freezing_what_sees_images_leaves_the_language_model(name: str) -> None:
 
 def test_a_part_without_sdpa_runs_eagerly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Gemma 2, below PaliGemma 2, has a soft cap."""
+    if Gemma2Model._supports_sdpa:
+        pytest.skip("this version of transformers takes sdpa for it")
     build(FAMILIES["paligemma2"]()).save_pretrained(tmp_path)
     model = with_attention(AutoModelForImageTextToText, tmp_path, "sdpa")
     assert model.model.language_model.config._attn_implementation == "eager"
