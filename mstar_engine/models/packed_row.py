@@ -54,7 +54,7 @@ def packed_row(
     if names and not rope_delta_modules(model):
         raise ValueError(f"its attention depends on {', '.join(names)}")
     ids, positions, deltas = [], [], []
-    types = text_types(model, names)
+    types = dict.fromkeys(names, 0) if responses is None else text_types(model, names)
     token_inputs: dict[str, list[Tensor]] = {name: [] for name in names}
     for number, prompt in enumerate(prompts):
         ids.append(prompt.input_ids if responses is None else torch.cat([prompt.input_ids, responses[number]]))
