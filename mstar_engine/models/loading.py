@@ -155,7 +155,7 @@ def with_attention(kind: type, path: str | Path, attention: str, **named: object
 def blank_model(config: PretrainedConfig) -> PreTrainedModel:
     """The modules of a model without weights: what there is, by name, before anything is read."""
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config)
+        return image_class(config).from_config(config)
 
 
 def save_model(model: PreTrainedModel, processor: ProcessorMixin, path: str | Path) -> None:

@@ -15,14 +15,13 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
 )
 
-from mstar_engine.models.loading import DTYPES, attention_of, load_config_of, with_attention
+from mstar_engine.models.loading import DTYPES, IMAGE_CLASSES, attention_of, image_class, load_config_of, with_attention
 from mstar_engine.reward.forms import FORMS, PrmForm, form_named
 from mstar_engine.reward.head import RewardHead
 from mstar_engine.reward.layout import token_id
@@ -184,10 +183,10 @@ def _head_tensors(path: str | Path, form: PrmForm, where: str) -> dict[str, torc
 def _load(config: PretrainedConfig, path: str | Path, dtype: str, attention: str, where: str):
     """Model with an output head, and processor; a family without images is loaded as a text model."""
     arguments = {"dtype": DTYPES[dtype], "use_safetensors": True}
-    sees = type(config) in AutoModelForImageTextToText._model_mapping
+    sees = any(type(config) in kind._model_mapping for kind in IMAGE_CLASSES)
     try:
         if sees:
-            model = with_attention(AutoModelForImageTextToText, path, attention, **arguments)
+            model = with_attention(image_class(config), path, attention, **arguments)
             return model.eval(), AutoProcessor.from_pretrained(path)
         arguments["config"] = AutoConfig.from_pretrained(path)
         model = with_attention(AutoModelForCausalLM, path, attention, **arguments)

@@ -14,7 +14,7 @@ from matrix import load_families
 from taught import taught
 from transformers import AutoModelForImageTextToText, Gemma2Model
 
-from mstar_engine.models.loading import with_attention
+from mstar_engine.models.loading import blank_model, with_attention
 from mstar_engine.models.tiny import build_tiny
 from mstar_engine.models.vision_tower import freeze_vision_tower
 from mstar_engine.train.likelihood import Likelihood
@@ -75,3 +75,10 @@ def test_a_part_without_sdpa_runs_eagerly(tmp_path: Path, caplog: pytest.LogCapt
     assert model.model.language_model.config._attn_implementation == "eager"
     assert model.model.vision_tower.config._attn_implementation == "sdpa"
     assert "Gemma2Model runs eagerly" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["phi4_multimodal", "paligemma2"])
+def test_what_a_checkpoint_holds_is_told_without_its_weights(name: str) -> None:
+    """For a family that is listed under several modalities, and one with a part without sdpa."""
+    made = FAMILIES[name]()
+    assert dict(blank_model(made.config()).named_parameters()).keys() == dict(build(made).named_parameters()).keys()
