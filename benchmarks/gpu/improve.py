@@ -52,7 +52,7 @@ class AllLogits(Likelihood):
 
     def loss(self, model: nn.Module, examples: Sequence[Any], encoder: PromptEncoder, pad_id: int) -> Tensor:
         """The sum over response tokens of -log p(token)."""
-        batch = collate(examples, encoder, pad_id).to(next(model.parameters()).device)
+        batch = collate(examples, encoder, pad_id, model).to(next(model.parameters()).device)
         mean = model(**batch.inputs, labels=batch.labels, use_cache=False).loss
         return mean * self.count(examples)
 

@@ -26,7 +26,7 @@ from mstar_engine.evolve.prompt_sample import PromptSample, sample_prompts, spre
 from mstar_engine.evolve.prompts import Prompts
 from mstar_engine.evolve.session import check, check_model, check_training, config_of, quiet, read_data
 from mstar_engine.evolve.workload import workload
-from mstar_engine.models.compatibility import KVShape, image_token_id, probe
+from mstar_engine.models.compatibility import KVShape, asks_for_values, image_token_id, probe
 from mstar_engine.models.export import tensors_of
 from mstar_engine.models.loading import blank_model, device_of, load_config_of, load_model, load_processor
 from mstar_engine.models.model_size import ModelSize, model_size
@@ -98,8 +98,8 @@ def _shape(model: PreTrainedModel, config: RunConfig, name: str | Path) -> tuple
     run."""
     try:
         return probe(model), False
-    except (RuntimeError, NotImplementedError) as error:  # torch's answers to code that asks the meta device for values
-        if name == TINY or not any(word in str(error) for word in ("meta", "Meta", "item()")):
+    except (RuntimeError, NotImplementedError) as error:
+        if name == TINY or not asks_for_values(error):
             raise
     loaded, _ = load_model(
         name,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -18,8 +19,20 @@ from mstar_engine.models.compatibility import special_image_ids
 
 
 def hidden_states(model: PreTrainedModel, **inputs: Any) -> Tensor:
-    """The final hidden states of a forward, [batch, length, D], with a gradient; no logit is computed."""
-    return model.base_model(**inputs, use_cache=False).last_hidden_state
+    """The final hidden states of a forward, [batch, length, D], with a gradient; no logit is computed. ValueError as
+    `backbone_of`."""
+    return backbone_of(model)(**inputs, use_cache=False).last_hidden_state
+
+
+def backbone_of(model: PreTrainedModel) -> nn.Module:
+    """The part of a model below its output head. ValueError naming the family where transformers has none apart."""
+    if model.base_model is model and model.get_output_embeddings() is not None:
+        family, version = model.config.model_type, transformers.__version__
+        raise ValueError(
+            f"model family {family!r} has no part below its output head in transformers {version}: it cannot score "
+            "steps; use a process reward model of another family"
+        )
+    return model.base_model
 
 
 @dataclass(frozen=True, slots=True, eq=False)

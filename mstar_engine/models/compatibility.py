@@ -81,49 +81,62 @@ def _declared(config: PretrainedConfig, name: str) -> object:
         return True
 
 
+def asks_for_values(error: Exception) -> bool:
+    """Whether this is what torch says to code that asks the meta device for values."""
+    asked = any(word in str(error) for word in ("meta", "Meta", "item()"))
+    return asked and isinstance(error, (RuntimeError, NotImplementedError))
+
+
 @torch.no_grad()
 def probe(model: PreTrainedModel) -> KVShape:
     """Run two text tokens through the model and read off what each layer keeps. Raises ValueError when unsupported.
 
-    A model on the meta device will do (see `blank_model`): what is asked are shapes.
+    A model on the meta device will do (see `blank_model`) where its code asks for nothing but shapes; torch's own
+    error where it asks for values (`asks_for_values`).
     """
     refuse_unsupported(model.config)
     text = model.config.get_text_config(decoder=True)
     recorder = _Probe(model.device)
     tokens = torch.full((1, 2), ordinary_token_id(model.config), dtype=torch.long, device=model.device)
-    with hooked(language_configs(model)), attention_step(recorder):
-        model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
-    forget_rope_deltas(model)
+    try:
+        with hooked(language_configs(model)), attention_step(recorder):
+            model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a family's own code: what it wants besides tokens, the engine does not have
+        if model.device.type == "meta" and asks_for_values(error):
+            raise
+        words = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise _refusal(model, f"it does not read text tokens alone ({words})") from error
+    finally:
+        forget_rope_deltas(model)
     layers = int(text.num_hidden_layers)
     missing = sorted(set(range(layers)) - set(recorder.shapes))
     if missing or len(recorder.shapes) > layers:
-        raise ValueError(
-            f"model family {model.config.model_type!r} cannot be run by the rollout engine: layers "
-            f"{missing or 'unknown'} do not go through transformers' attention interface; use `model.generate`."
-        )
+        which = f"layers {missing}" if missing else "layers that its config does not count"
+        raise _refusal(model, f"{which} do not go through transformers' attention interface as its language model's")
     kept = set(recorder.shapes.values())
     if len(kept) > 1 or any(key_dim != value_dim for _, key_dim, value_dim in kept):
-        raise ValueError(
-            f"model family {model.config.model_type!r} cannot be run by the rollout engine: its layers keep keys and "
-            f"values of several shapes {sorted(kept)}; use `model.generate`."
-        )
+        raise _refusal(model, f"its layers keep keys and values of several shapes {sorted(kept)}")
     ((kv_heads, head_dim, _),) = kept
     dtype, device = recorder.key.dtype, recorder.key.device
     return KVShape(layers=layers, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype, device=device)
 
 
+def _refusal(model: PreTrainedModel, reason: str) -> ValueError:
+    family = model.config.model_type
+    return ValueError(f"model family {family!r} cannot be run by the rollout engine: {reason}; use `model.generate`.")
+
+
 def special_image_ids(config: PretrainedConfig, processor: object | None = None) -> list[int]:
     """Ids that stand for visual input. The policy must never write one: a later forward would look for its image."""
-    named = ("image", "video", "vision", "audio", "boi", "eoi", "img", "patch")
+    named = ("image", "video", "vision", "visual", "audio", "frame", "boi", "eoi", "img", "patch")
     found: set[int] = set()
-    for holder in (config, processor):
+    holders = [config, *(value for value in vars(config).values() if isinstance(value, PretrainedConfig)), processor]
+    for holder in holders:
         for key, value in vars(holder).items() if holder is not None else ():
-            if (
-                key.endswith(("token_id", "token_index"))
-                and any(word in key for word in named)
-                and isinstance(value, int)
-            ):
-                found.add(value)
+            if key.endswith(("_id", "_ids", "token_index")) and any(word in key for word in named):
+                found.update(one for one in (value if isinstance(value, (list, tuple)) else [value]) if _is_id(one))
     vocabulary = config.get_text_config(decoder=True).vocab_size
     return sorted(token for token in found if 0 <= token < vocabulary)
 
@@ -134,6 +147,10 @@ def image_token_id(config: PretrainedConfig, processor: object | None = None) ->
     names = ("image_token_id", "image_token_index")
     found = (getattr(holder, name, None) for holder in holders for name in names)
     return next((value for value in found if isinstance(value, int)), None)
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def ordinary_token_id(config: PretrainedConfig) -> int:

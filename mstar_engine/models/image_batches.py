@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from mstar_engine.models.compatibility import forget_rope_deltas, ordinary_token_id
 from mstar_engine.models.packed_row import in_words, most_difference
 from mstar_engine.models.prompts import EncodedPrompt, joined_inputs
+from mstar_engine.models.text_types import text_types
 
 log = logging.getLogger(__name__)
 MAX_PREFILL_BATCH = 16
@@ -41,6 +42,8 @@ class ImageBatches:
         self.model = model
         self.joined: dict[Kind, bool] = {}
         """By kind: whether its prompts share a forward."""
+        self._twice: set[Kind] = set()
+        """Kinds in which prompts of one image share a forward; nothing is known of those of two."""
 
     def split(self, prompts: Sequence[EncodedPrompt]) -> list[list[int]]:
         """Places in `prompts`, by forward. To be called with no attention step set."""
@@ -52,13 +55,17 @@ class ImageBatches:
 
     def joins(self, prompts: Sequence[EncodedPrompt]) -> bool:
         """Whether prompts of any length, padded to the right, go through one forward together, as in training. Told by
-        the first two with other images that can be concatenated; True where there are none."""
+        the first two with images that can be concatenated, the same ones or others; True where there are none."""
         pictured = [prompt for prompt in prompts if prompt.inputs]
         for number, first in enumerate(pictured):
             kind = kind_of(first)
-            other = next((p for p in pictured[number + 1 :] if kind_of(p) == kind and _differ(first, p)), None)
-            if kind not in self.joined and other is not None:
-                self._decide(kind, [first, other])
+            if kind not in self.joined:
+                same = [prompt for prompt in pictured[number + 1 :] if kind_of(prompt) == kind]
+                other = next((prompt for prompt in same if _differ(first, prompt)), None)
+                if other is not None:
+                    self._decide(kind, [first, other])
+                elif same and kind not in self._twice:
+                    self._decide(kind, [first, same[0]])
             if not self.joined.get(kind, True):
                 return False
         return True
@@ -70,6 +77,9 @@ class ImageBatches:
             reason = self._reason(pair)
         finally:
             self.model.train(training)
+        if reason is None and not _differ(*pair):
+            self._twice.add(kind)  # what is wrong with two images would not show with one
+            return
         self.joined[kind] = reason is None
         if reason is not None:
             log.warning(
@@ -121,10 +131,7 @@ class ImageBatches:
         """The last hidden state of each prompt, in one forward, float32 [prompts, D]; logits where there is none."""
         forget_rope_deltas(self.model)
         ends = [len(prompt.input_ids) for prompt in prompts]
-        if len(set(ends)) > 1:
-            inputs = padded_inputs(prompts, ordinary_token_id(self.model.config), self.model.device)
-        else:
-            inputs = stack_inputs(prompts, self.model.device)
+        inputs = padded_inputs(prompts, self.model) if len(set(ends)) > 1 else stack_inputs(prompts, self.model.device)
         output = self.model.base_model(**inputs, use_cache=False)
         states = output.last_hidden_state if "last_hidden_state" in output else output.logits
         return torch.stack([row[end - 1] for row, end in zip(states, ends)]).float()
@@ -146,17 +153,19 @@ def stack_inputs(prompts: Sequence[EncodedPrompt], device: torch.device) -> dict
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), **inputs}
 
 
-def padded_inputs(prompts: Sequence[EncodedPrompt], pad_id: int, device: torch.device) -> dict[str, Tensor]:
-    """As `stack_inputs`, of prompts of any length, padded to the right without a mask."""
+def padded_inputs(prompts: Sequence[EncodedPrompt], model: PreTrainedModel) -> dict[str, Tensor]:
+    """As `stack_inputs`, of prompts of any length, padded to the right with text, nothing masked."""
+    pad_id = ordinary_token_id(model.config)
     length = max(len(prompt.input_ids) for prompt in prompts)
     inputs = joined_inputs(prompts)
     inputs["input_ids"] = torch.stack(
         [F.pad(prompt.input_ids, (0, length - len(prompt.input_ids)), value=pad_id) for prompt in prompts]
     )
-    for name in {name for prompt in prompts for name in prompt.token_inputs}:
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    for name, text in text_types(model, prompts[0].token_inputs).items():
         values = [prompt.token_inputs[name] for prompt in prompts]
-        inputs[name] = torch.stack([F.pad(value, (0, length - len(value))) for value in values])
-    return {name: value.to(device) for name, value in inputs.items()}
+        inputs[name] = torch.stack([F.pad(value, (0, length - len(value)), value=text) for value in values])
+    return {name: value.to(model.device) for name, value in inputs.items()}
 
 
 def same_shape(prompts: Sequence[EncodedPrompt]) -> list[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from transformers import (
 from mstar_engine.models.lora import base_of, inject_saved, is_lora, merge_for_good
 from mstar_engine.models.remote_code import own_class, refuse_code
 
+log = logging.getLogger(__name__)
 IMAGE_CLASSES = (AutoModelForImageTextToText, AutoModelForMultimodalLM)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -119,10 +121,11 @@ def load_model(
     config = load_config_of(path, trust_remote_code=trust_remote_code)
     attention = attention_of(attn_implementation, config, dtype, device)
     try:
-        model = image_class(config).from_pretrained(
+        model = with_attention(
+            image_class(config),
             path,
+            attention,
             dtype=DTYPES[dtype],
-            attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
         )
@@ -135,6 +138,18 @@ def load_model(
         inject_saved(model, adapters)
         merge_for_good(model)
     return model, processor
+
+
+def with_attention(kind: type, path: str | Path, attention: str, **named: object) -> PreTrainedModel:
+    """`kind.from_pretrained(path, **named)` with an attention. Some families have a part without sdpa (a tower with
+    relative positions, Gemma 2's soft cap): with "sdpa" such parts run eagerly, and the log says so."""
+    try:
+        return kind.from_pretrained(path, attn_implementation=attention, **named)
+    except ValueError as error:
+        if attention != "sdpa" or "does not support an attention implementation" not in str(error):
+            raise
+        log.warning("model.attn_implementation=sdpa: %s runs eagerly, it has no other", str(error).partition(" ")[0])
+    return kind.from_pretrained(path, **named)
 
 
 def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> ProcessorMixin:

@@ -87,6 +87,8 @@ def _trained(parameters: Iterable[nn.Parameter]) -> bool:
 def _inner(config: PretrainedConfig) -> int:
     experts = _first(config, "num_experts_per_tok", "moe_topk")
     each = _first(config, "moe_intermediate_size")
+    if isinstance(each, (list, tuple)):  # a width for the experts of each kind of token
+        each = max(each)
     if experts and each:
         return int(experts) * int(each)
     return int(_first(config, "intermediate_size") or 4 * config.hidden_size)

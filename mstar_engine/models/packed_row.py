@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from mstar_engine.models.compatibility import rope_delta_modules
 from mstar_engine.models.prompts import EncodedPrompt
+from mstar_engine.models.text_types import text_types
 
 MOST_DIFFERENCE, MOST_DIFFERENCE_IN_HALF = 1e-3, 0.05
 """Of hidden states or logits, relative to their norm: well above rounding, well below what a foreign example does."""
@@ -53,12 +54,13 @@ def packed_row(
     if names and not rope_delta_modules(model):
         raise ValueError(f"its attention depends on {', '.join(names)}")
     ids, positions, deltas = [], [], []
+    types = dict.fromkeys(names, 0) if responses is None else text_types(model, names)
     token_inputs: dict[str, list[Tensor]] = {name: [] for name in names}
     for number, prompt in enumerate(prompts):
         ids.append(prompt.input_ids if responses is None else torch.cat([prompt.input_ids, responses[number]]))
         own = {}
         for name, dtype in names.items():
-            padded = torch.zeros(len(ids[-1]), dtype=dtype)
+            padded = torch.full((len(ids[-1]),), types[name], dtype=dtype)
             if name in prompt.token_inputs:
                 padded[: len(prompt.input_ids)] = prompt.token_inputs[name]
                 own[name] = padded[None]

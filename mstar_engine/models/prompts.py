@@ -32,7 +32,8 @@ class EncodedPrompt:
 
     `input_ids` int64 [length], image tokens expanded. `inputs` are the processor's other outputs (pixel values, grid
     sizes ...), each with its leading image, patch or batch dimension. `token_inputs` are outputs with one value a
-    token, [length] (token types); a response extends them with zeros. No attention mask: a prompt has no padding.
+    token, [length] (token types); a response extends them as text (see `text_types.py`). No attention mask: a prompt
+    has no padding.
     """
 
     input_ids: Tensor

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
+
+from mstar_engine.models.attention import language_configs
 
 
-def tower_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """All parameters but those of the language model and the output head, where these can be told apart."""
-    behind = [getattr(getattr(model, "model", model), "language_model", None), model.get_output_embeddings()]
+def tower_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
+    """All parameters but those of the language model and the output head, where these can be told apart. A family
+    whose language model is not a module of its own (Phi-4 multimodal, Chameleon) holds its tower among the layers."""
+    configs = language_configs(model)
+    roots = [module for module in model.modules() if isinstance(module, PreTrainedModel) and _among(module, configs)]
+    behind = [] if not roots else [part for part in roots[-1].children() if not _holds_another(part, configs)]
+    behind.append(model.get_output_embeddings())
     skipped = {id(p) for module in behind if module is not None for p in module.parameters()}
+    if roots:
+        skipped |= {id(p) for p in roots[-1].parameters(recurse=False)}
     return [p for p in model.parameters() if id(p) not in skipped and p.numel() > 0]
+
+
+def _among(module: PreTrainedModel, configs: list[PretrainedConfig]) -> bool:
+    return any(module.config is config for config in configs)
+
+
+def _holds_another(part: nn.Module, configs: list[PretrainedConfig]) -> bool:
+    """Whether a model that is not the language model is in it."""
+    return any(isinstance(module, PreTrainedModel) and not _among(module, configs) for module in part.modules())
 
 
 def vision_tower(model: PreTrainedModel) -> list[nn.Parameter]:

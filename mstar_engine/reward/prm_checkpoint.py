@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from mstar_engine.models.loading import DTYPES, IMAGE_CLASSES, attention_of, image_class, load_config_of
+from mstar_engine.models.loading import DTYPES, IMAGE_CLASSES, attention_of, image_class, load_config_of, with_attention
 from mstar_engine.prompt_template import PLAIN
 from mstar_engine.reward.forms import FORMS, PrmForm, form_named
 from mstar_engine.reward.head import RewardHead
@@ -188,13 +188,14 @@ def _head_tensors(path: str | Path, form: PrmForm, where: str) -> dict[str, torc
 
 def _load(config: PretrainedConfig, path: str | Path, dtype: str, attention: str, where: str):
     """Model with an output head, and processor; a family without images is loaded as a text model."""
-    arguments = {"dtype": DTYPES[dtype], "attn_implementation": attention, "use_safetensors": True}
+    arguments = {"dtype": DTYPES[dtype], "use_safetensors": True}
     sees = any(type(config) in kind._model_mapping for kind in IMAGE_CLASSES)
     try:
         if sees:
-            model = image_class(config).from_pretrained(path, **arguments)
+            model = with_attention(image_class(config), path, attention, **arguments)
             return model.eval(), AutoProcessor.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, config=AutoConfig.from_pretrained(path), **arguments)
+        arguments["config"] = AutoConfig.from_pretrained(path)
+        model = with_attention(AutoModelForCausalLM, path, attention, **arguments)
         return model.eval(), AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ValueError(f"{where}: cannot be loaded ({str(error).strip().splitlines()[0]})") from error

@@ -23,6 +23,7 @@ from mstar_engine.models.attention import (
     masked_attention,
     plain_attention,
 )
+from mstar_engine.models.backbone import backbone_of
 from mstar_engine.models.compatibility import forget_rope_deltas, refuse_unsupported
 from mstar_engine.models.image_attention import image_configs, packed_images
 from mstar_engine.models.image_batches import ImageBatches, stack_inputs
@@ -131,7 +132,7 @@ class BranchRunner:
     def __init__(self, model: PreTrainedModel, *, max_tokens: int = 8192) -> None:
         refuse_unsupported(model.config)
         self.model = model
-        self.backbone = model.base_model
+        self.backbone = backbone_of(model)
         self.max_tokens = max_tokens
         self.stats = BranchStats()
         self._configs = language_configs(model)

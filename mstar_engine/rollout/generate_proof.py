@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mstar_engine.models.attention import attention_step
-from mstar_engine.models.compatibility import KVShape, forget_rope_deltas, special_image_ids
+from mstar_engine.models.compatibility import KVShape, forget_rope_deltas, ordinary_token_id, special_image_ids
 from mstar_engine.models.image_batches import stack_inputs
 from mstar_engine.models.packed_row import in_words
 from mstar_engine.models.positions import PositionWatch
@@ -64,20 +64,28 @@ class GenerateProof:
             log.warning(
                 "rollout: model family %r is run unproven, `model.generate` fails (%s)", family, in_words(error)
             )
-            return
+            drawn, expected = [ordinary_token_id(self.model.config)], []
         finally:
             forget_rope_deltas(self.model)
-        found = self._ours(inputs, drawn, backend)
+        try:
+            found = self._ours(inputs, drawn, backend)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a family's own code
+            instead = "use `model.generate`" if expected else "`model.generate` fails too: are these prompts for it?"
+            raise ValueError(
+                f"model family {family!r} cannot be run by the rollout engine: behind a prompt of {_named(prompt)} its "
+                f"forward fails ({in_words(error)}); {instead}"
+            ) from error
         differences = [float((a - b).norm() / b.norm()) for a, b in zip(found, expected)]
         most = MOST_IN_HALF if self.shape.dtype.itemsize == 2 else MOST
-        if max(differences) > most:
+        if max(differences, default=0.0) > most:
             step = next(i for i, difference in enumerate(differences) if difference > most)
-            what = ", ".join([*prompt.inputs, *prompt.token_inputs]) or "text alone"
             raise ValueError(
-                f"model family {family!r} cannot be run by the rollout engine: behind a prompt of {what}, the logits "
-                f"of token {step} differ from those of `model.generate` by {differences[step]:.1%}, so it keeps "
-                "more than keys and values from token to token, or counts positions in its "
-                "own way; use `model.generate`."
+                f"model family {family!r} cannot be run by the rollout engine: behind a prompt of {_named(prompt)}, "
+                f"the logits of token {step} differ from those of `model.generate` by {differences[step]:.1%}, so it "
+                "keeps more than keys and values from token to token, or counts positions in its own way; use "
+                "`model.generate`."
             )
 
     def _generate(self, inputs: dict[str, Tensor]) -> tuple[list[int], list[Tensor]]:
@@ -113,3 +121,8 @@ class GenerateProof:
                 **self._last,
             ).logits[0, -1]
         return [first.float(), second.float()]
+
+
+def _named(prompt: EncodedPrompt) -> str:
+    """What a prompt shows a model besides text."""
+    return ", ".join([*prompt.inputs, *prompt.token_inputs]) or "text alone"

@@ -1,19 +1,22 @@
 """Training examples to padded model inputs.
 
 Padding goes to the right of the response: under causal attention no real position can see it, so no attention mask is
-needed and every family's fast path stays open. Labels are -100 on the prompt and on padding.
+needed and every family's fast path stays open. The one that is given is all ones, as in a rollout: some families count
+positions only where there is one. Labels are -100 on the prompt and on padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from mstar_engine.models.prompts import EncodedPrompt, PromptEncoder, joined_inputs
+from mstar_engine.models.text_types import text_types
 from mstar_engine.types import Problem, TrainingExample
 
 IGNORE = -100
@@ -23,11 +26,11 @@ IGNORE = -100
 class Batch:
     """Model inputs of some examples.
 
-    `inputs`: input_ids int64 [rows, length], token inputs [rows, length], and the processor's other outputs,
-    concatenated. `labels` int64 [rows, length]: labels[b, t] is the token that position t holds, -100 where it is no
-    response token. `weights` float32 [examples]. `tokens` counts the labelled positions. A row is an example, unless
-    examples are packed: then there is one row of examples of `lengths` tokens, and `owner` int64 [1, length] says whose
-    each position is.
+    `inputs`: input_ids and attention_mask int64 [rows, length], token inputs [rows, length], and the processor's other
+    outputs, concatenated. `labels` int64 [rows, length]: labels[b, t] is the token that position t holds, -100 where it
+    is no response token. `weights` float32 [examples]. `tokens` counts the labelled positions. A row is an example,
+    unless examples are packed: then there is one row of examples of `lengths` tokens, and `owner` int64 [1, length]
+    says whose each position is.
     """
 
     inputs: dict[str, Tensor]
@@ -84,11 +87,13 @@ def micro_batches(
     max_examples: int | None = None,
     *,
     packed: bool = False,
+    joins: Callable[[Sequence[EncodedPrompt]], bool] | None = None,
 ) -> Iterator[list[TrainingExample]]:
     """Cut examples into runs that fit one forward pass: at most `max_tokens` tokens, padding included unless they are
     `packed` (None: no limit; a single longer example is a run of its own), at most `max_examples`, image inputs of one
-    shape."""
+    shape, and prompts that may share a forward by `joins`."""
     run: list[TrainingExample] = []
+    prompts: list[EncodedPrompt] = []
     longest = tokens = 0
     seen: dict[str, tuple[str, torch.Size]] = {}
     for example in examples:
@@ -96,18 +101,26 @@ def micro_batches(
         length = length_of(example, prompt)
         grown = tokens + length if packed else max(longest, length) * (len(run) + 1)
         full = (max_tokens is not None and grown > max_tokens) or len(run) == max_examples
-        if run and (full or _clash(seen, example.problem, prompt)):
+        apart = joins is not None and not full and not joins([*prompts, prompt])
+        if run and (full or apart or _clash(seen, example.problem, prompt)):
             yield run
-            run, longest, tokens, seen = [], 0, 0, {}
+            run, prompts, longest, tokens, seen = [], [], 0, 0, {}
         _clash(seen, example.problem, prompt)
         run.append(example)
+        prompts.append(prompt)
         longest, tokens = max(longest, length), tokens + length
     if run:
         yield run
 
 
-def collate(examples: Sequence[TrainingExample], encoder: PromptEncoder, pad_id: int = 0) -> Batch:
-    """Pad and stack examples. `pad_id` must not be an image token.
+def collate(
+    examples: Sequence[TrainingExample],
+    encoder: PromptEncoder,
+    pad_id: int = 0,
+    model: PreTrainedModel | None = None,
+) -> Batch:
+    """Pad and stack examples. `pad_id` must not be an image token. Token inputs go on behind a prompt as `model` marks
+    text (None: with 0, as most families do), and so does a prompt without them.
 
     Raises ValueError for an empty response and for image inputs whose shapes disagree.
     """
@@ -116,11 +129,9 @@ def collate(examples: Sequence[TrainingExample], encoder: PromptEncoder, pad_id:
     length = max(length_of(e, p) for e, p in zip(examples, prompts))
     ids = torch.full((len(examples), length), pad_id, dtype=torch.int64)
     labels = torch.full_like(ids, IGNORE)
-    token_inputs = {
-        name: torch.zeros((len(examples), length), dtype=value.dtype)
-        for prompt in prompts
-        for name, value in prompt.token_inputs.items()
-    }
+    dtypes = {name: value.dtype for prompt in prompts for name, value in prompt.token_inputs.items()}
+    types = {} if model is None else text_types(model, dtypes)
+    token_inputs = {name: torch.full(ids.shape, types.get(name, 0), dtype=dtype) for name, dtype in dtypes.items()}
     for row, (example, prompt) in enumerate(zip(examples, prompts)):
         start, end = len(prompt.input_ids), length_of(example, prompt)
         ids[row, :start] = prompt.input_ids
@@ -129,7 +140,7 @@ def collate(examples: Sequence[TrainingExample], encoder: PromptEncoder, pad_id:
         for name, value in prompt.token_inputs.items():
             token_inputs[name][row, :start] = value
     return Batch(
-        inputs={"input_ids": ids, **token_inputs, **others},
+        inputs={"input_ids": ids, "attention_mask": torch.ones_like(ids), **token_inputs, **others},
         labels=labels,
         weights=torch.tensor([example.weight for example in examples], dtype=torch.float32),
         tokens=int((labels != IGNORE).sum()),

@@ -18,6 +18,7 @@ from mstar_engine.models.backbone import OutputHead, hidden_states, output_head
 from mstar_engine.models.image_batches import ImageBatches
 from mstar_engine.models.packed_attention import packed_attention
 from mstar_engine.models.prompts import PromptEncoder
+from mstar_engine.train.batch_norm import keep_statistics
 from mstar_engine.train.collate import IGNORE, Batch, collate, micro_batches
 from mstar_engine.train.liger import UseLiger, liger_sum, use_liger
 from mstar_engine.train.linear_cross_entropy import linear_cross_entropy
@@ -68,15 +69,10 @@ class Likelihood:
                 if reason is not None:
                     family = model.config.model_type
                     log.warning("train.packing: examples are padded, model family %r cannot pack (%s)", family, reason)
-        if not self._joins(model, examples, encoder):
-            max_examples = 1
-        return micro_batches(examples, encoder, max_tokens, max_examples, packed=bool(self._packs))
-
-    def _joins(self, model: nn.Module, examples: Sequence[TrainingExample], encoder: PromptEncoder) -> bool:
-        """Whether examples with images share a forward of the model."""
         if self._batches is None or self._batches.model is not model:
             self._batches = ImageBatches(model)
-        return self._batches.joins([encoder.encode(example.problem) for example in examples[:TRIED]])
+        packed, joins = bool(self._packs), self._batches.joins
+        return micro_batches(examples, encoder, max_tokens, max_examples, packed=packed, joins=joins)
 
     def loss(
         self, model: nn.Module, examples: Sequence[TrainingExample], encoder: PromptEncoder, pad_id: int
@@ -84,7 +80,8 @@ class Likelihood:
         """`response_nll` of the examples, together in one forward pass."""
         device = next(model.parameters()).device
         packed = self._packs and len(examples) > 1
-        batch = (pack(model, examples, encoder) if packed else collate(examples, encoder, pad_id)).to(device)
+        batch = (pack(model, examples, encoder) if packed else collate(examples, encoder, pad_id, model)).to(device)
+        keep_statistics(model)
         head = self._output_head(model, batch.tokens, device)
         one_weight = len({example.weight for example in examples}) == 1
         liger = head is not None and one_weight and use_liger(self.use_liger_kernel, device)

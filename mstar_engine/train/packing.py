@@ -56,7 +56,7 @@ def why_not_packed(model: PreTrainedModel, examples: Sequence[TrainingExample], 
             together = hidden_states(model, **batch.inputs)[0].float()
         for number, example in enumerate(examples):
             forget_rope_deltas(model)
-            alone = hidden_states(model, **collate([example], encoder).to(model.device).inputs)[0].float()
+            alone = hidden_states(model, **collate([example], encoder, model=model).to(model.device).inputs)[0].float()
             difference = (together[batch.owner[0] == number] - alone).norm() / alone.norm()
             if not difference <= most:
                 return f"hidden states of packed examples differ from those of single ones by {difference:.1%}"

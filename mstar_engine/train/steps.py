@@ -19,11 +19,9 @@ from mstar_engine.models.backbone import hidden_states
 from mstar_engine.models.image_batches import ImageBatches
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.reward.head import RewardHead
+from mstar_engine.train.batch_norm import keep_statistics
 from mstar_engine.train.collate import collate, micro_batches
 from mstar_engine.types import Problem
-
-LOOKED_AT = 4
-"""Examples among which two with images tell whether such share a forward."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,21 +70,20 @@ class StepObjective:
         """The examples, cut into what fits one forward pass; see `micro_batches`."""
         if self._batches is None or self._batches.model is not model.model:
             self._batches = ImageBatches(model.model)
-        if not self._batches.joins([encoder.encode(example.problem) for example in examples[:LOOKED_AT]]):
-            max_examples = 1
-        return micro_batches(examples, encoder, max_tokens, max_examples)
+        return micro_batches(examples, encoder, max_tokens, max_examples, joins=self._batches.joins)
 
     def loss(
         self, model: StepClassifier, examples: Sequence[StepExample], encoder: PromptEncoder, pad_id: int
     ) -> Tensor:
         """The sum over steps of their loss, in nats; a scalar with a gradient."""
         device = next(model.parameters()).device
-        batch = collate(examples, encoder, pad_id).to(device)
+        batch = collate(examples, encoder, pad_id, model.model).to(device)
         begins = [len(encoder.encode(example.problem).input_ids) for example in examples]
         counts = [len(example.labels) for example in examples]
         rows = torch.repeat_interleave(torch.arange(len(examples)), torch.tensor(counts)).to(device)
         columns = np.concatenate([begin + example.positions for begin, example in zip(begins, examples)])
         labels = torch.from_numpy(np.concatenate([example.labels for example in examples])).float().to(device)
+        keep_statistics(model)
         logits = model(batch.inputs, rows, torch.from_numpy(columns).long().to(device)).float()
         return torch.dot(step_losses(logits, labels), batch.weights[rows])
 

@@ -69,6 +69,7 @@ def test_flash_attention_sees_where_examples_begin(monkeypatch: pytest.MonkeyPat
     AttentionInterface.register("watched", attention)
     model.model.language_model.config._attn_implementation = "watched"
     batch = pack(model, examples, encoder)
+    seen.clear()
     with torch.no_grad():
         model.base_model(**batch.inputs, use_cache=False)
     assert len(seen) == 3

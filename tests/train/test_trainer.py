@@ -46,8 +46,9 @@ def test_loss_is_the_mean_over_response_tokens_only():
 
 def test_full_logits_give_the_same_loss():
     class Full(torch.nn.Module):
-        def forward(self, input_ids, pixel_values, use_cache):
-            return MODEL(input_ids=input_ids, pixel_values=pixel_values, use_cache=use_cache)
+        def forward(self, input_ids, attention_mask, pixel_values, use_cache):
+            inputs = dict(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
+            return MODEL(**inputs, use_cache=use_cache)
 
     batch = collate(EXAMPLES[:5], ENCODER)
     assert response_nll(Full(), batch).item() == pytest.approx(response_nll(MODEL, batch).item(), rel=1e-6)

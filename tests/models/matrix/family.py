@@ -151,7 +151,7 @@ def _by_hand(made: Family, case: str) -> EncodedPrompt:
         join = made.join or (lambda parts: {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
         joined = join(images)
     is_image = (ids == IMAGE).long()
-    token_inputs = {name: is_image for name in made.marks} if images else {}
+    token_inputs = {name: is_image for name in made.marks}
     if made.prefix_marks:
         token_inputs[made.prefix_marks] = torch.zeros_like(ids)
     return EncodedPrompt(ids, joined, token_inputs)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from families import FixedPrompts
 from family import FAMILIES, build, prompts
+from transformers import ProcessorMixin
 
 from mstar_engine.models.prompts import EncodedPrompt
 from mstar_engine.models.tiny import build_tiny
@@ -29,7 +30,8 @@ def load_families() -> None:
 
 
 @functools.cache
-def _processor():
+def processor() -> ProcessorMixin:
+    """A processor for prompts that are made already."""
     return build_tiny(0)[1]
 
 
@@ -42,9 +44,10 @@ def outcome(name: str, runs: dict[str, tuple[int, dict]] = RUNS) -> dict[tuple[s
     made = FAMILIES[name]()
     model = build(made)
     shown = prompts(made)
-    found, expected = {}, {}
+    found, expected, seen = {}, {}, set()
     for run, (n, options) in runs.items():
-        engine = RolloutEngine(model, FixedPrompts(shown, _processor()), **options)
+        engine = RolloutEngine(model, FixedPrompts(shown, processor()), **options)
+        engine.proof.seen = seen  # one proof does for all, each run is compared with `generate` below
         engine.stop_ids = lambda: []  # random weights: compare full lengths
         expected = expected or {case: generated(engine, prompt, made.tokens) for case, prompt in shown.items()}
         params = SamplingParams(n=n, temperature=0.0, max_tokens=made.tokens)

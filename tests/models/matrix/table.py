@@ -8,6 +8,7 @@ from pathlib import Path
 import transformers
 from family import CASES, FAMILIES, AbsentError
 from refused import REFUSED, reason
+from refused_models import REFUSED_MODELS, model_reason
 
 from mstar_engine.models.loading import class_of
 
@@ -31,8 +32,9 @@ without torchvision, else by hand, of the tensors that it makes.
 REFUSALS = """
 ## Refused
 
-What these keep from token to token is more than keys and values, or other than one set a layer. They are refused by
-their config, with the reason; to generate with them, use `model.generate`.
+What these keep from token to token is more than keys and values, or other than one set a layer, or they want a picture
+with every token. They are refused with the reason before anything is sampled: by their config, or when the model is run
+on two tokens. To generate with them, use `model.generate`.
 
 """
 
@@ -53,9 +55,9 @@ def families() -> dict[str, list[str]]:
 def refusals() -> dict[str, str]:
     """By refused family that this transformers has: the reason."""
     found = {}
-    for name in REFUSED:
+    for name in (*REFUSED, *REFUSED_MODELS):
         try:
-            found[name] = reason(name)
+            found[name] = reason(name) if name in REFUSED else model_reason(name)
         except AbsentError:
             continue
     return found

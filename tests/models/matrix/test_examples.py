@@ -265,7 +265,7 @@ def test_a_process_reward_model_of_phi_sees(tmp_path: Path, monkeypatch) -> None
 
 
 def test_sizes_need_no_weights() -> None:
-    """For every family but two the probe sees on the meta device what the config says."""
+    """For every family but four the probe sees on the meta device what the config says."""
     load_families()
     failed = []
     for name, make in FAMILIES.items():
@@ -279,11 +279,12 @@ def test_sizes_need_no_weights() -> None:
             failed.append(name)
             shape = probe(build_config(config).to(torch.bfloat16).eval())
         text, size = config.get_text_config(decoder=True), model_size(model, shape)
-        assert (shape.layers, shape.kv_heads) == (text.num_hidden_layers, text.num_key_value_heads), name
+        heads = getattr(text, "num_key_value_heads", text.num_attention_heads)
+        assert (shape.layers, shape.kv_heads) == (text.num_hidden_layers, heads), name
         assert shape.dtype == torch.bfloat16, name
         assert size.parameters == size.trained > 10 * size.language.layers * size.language.hidden**2, name
         assert size.language.inner and size.patch, name
-    assert set(failed) <= {"paligemma", "molmo2"}
+    assert set(failed) <= {"paligemma", "molmo2", "lfm2_vl", "step3p7"}
 
 
 def squeezed(text: str) -> str:

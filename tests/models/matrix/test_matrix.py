@@ -6,6 +6,7 @@ import pytest
 from family import FAMILIES, AbsentError
 from matrix import load_families, outcome
 from refused import REFUSED, reason
+from refused_models import REFUSED_MODELS, model_reason
 from table import PATH, families, rows
 
 HOW = "python tests/models/matrix/write_matrix.py"
@@ -29,14 +30,23 @@ def test_a_refusal_names_what_stands_in_the_way(name: str) -> None:
         pytest.skip(str(error))
 
 
+@pytest.mark.parametrize("name", REFUSED_MODELS)
+def test_a_model_is_refused_in_a_line(name: str) -> None:
+    try:
+        assert REFUSED_MODELS[name][1] in model_reason(name)
+    except AbsentError as error:
+        pytest.skip(str(error))
+
+
 def test_the_page_of_models_has_every_family() -> None:
     """Written by write_matrix.py; what a run finds is asserted above."""
+    refused = set(REFUSED) | set(REFUSED_MODELS)
     page = rows(PATH.read_text(encoding="utf-8"))
-    assert {name for name in page} >= set(FAMILIES) | set(REFUSED)
+    assert {name for name in page} >= set(FAMILIES) | refused
     for name, (kind, prompts, notes) in families().items():
         assert page[name][:2] == [kind, prompts] and page[name][-1] == notes, f"{name}: run {HOW}"
         assert set(page[name][2:-1]) == {"n=1, n=4"}
-    assert set(page) <= set(FAMILIES) | set(REFUSED), f"run {HOW}"
+    assert set(page) <= set(FAMILIES) | refused, f"run {HOW}"
 
 
 def test_at_least_a_dozen_families_are_exact() -> None:
