@@ -282,7 +282,9 @@ def test_sizes_need_no_weights() -> None:
         heads = getattr(text, "num_key_value_heads", text.num_attention_heads)
         assert (shape.layers, shape.kv_heads) == (text.num_hidden_layers, heads), name
         assert shape.dtype == torch.bfloat16, name
-        assert size.parameters == size.trained > 10 * size.language.layers * size.language.hidden**2, name
+        # A router's correction is no weight to train (Ernie 4.5).
+        assert size.parameters >= size.trained > 0.999 * size.parameters, name
+        assert size.parameters > 10 * size.language.layers * size.language.hidden**2, name
         assert size.language.inner and size.patch, name
     assert set(failed) <= {"paligemma", "molmo2", "lfm2_vl", "step3p7"}
 
