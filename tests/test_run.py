@@ -353,42 +353,59 @@ def interrupt_after(
 
 
 INTERRUPTIONS = {
-    "pretraining": (Trainer, "step", 1),
-    "warm-up": (Trainer, "step", 3),
-    "measuring the warm-up": (Pipeline, "_measure", 1),
-    "rollouts of the warm-up's measurement": (RolloutWriter, "write", 1),
-    "between two measurements": (RolloutWriter, "finish", 1),
-    "solutions to label": (RolloutWriter, "finish", 3),
-    "labelling steps": (LabelWriter, "write", 1),
-    "between the two label files": (LabelWriter, "finish", 1),
-    "fitting the process reward model": (Trainer, "step", 5),
-    "judging the process reward model": (process_reward, "step_quality", 0),
-    "before the process reward model's journal entry": (process_reward.ProcessReward, "fitted", 0),
-    "sweeping temperatures": (Sweep, "_keep", 1),
-    "between a sweep and its choice": (TableWriter, "finish", 7),
-    "between a choice of temperature and rollouts": (loop.Evolution, "_generate", 0),
-    "between rollouts and training": (loop.Evolution, "_improve", 0),
-    "measuring the second iteration": (loop, "measure_policy", 1),
-    "final measurement": (Evaluation, "_measure", 1),
-    "between the final measurement and its journal entry": (pipeline, "final_of", 0),
+    "before the policy is warm": [
+        ("pretraining", "pretrain", Trainer, "step", 1),
+        ("warm-up", "warmup", Trainer, "step", 3),
+        ("rollouts of the warm-up's measurement", "warmup", RolloutWriter, "write", 1),
+        ("measuring the warm-up", "warmup", Pipeline, "_measure", 1),
+        ("between two measurements", "warmup", RolloutWriter, "finish", 1),
+    ],
+    "before there is a process reward model": [
+        ("solutions to label", "annotate", RolloutWriter, "finish", 3),
+        ("labelling steps", "annotate", LabelWriter, "write", 1),
+        ("between the two label files", "annotate", LabelWriter, "finish", 1),
+        ("fitting the process reward model", "prm", Trainer, "step", 1),
+        ("judging the process reward model", "prm", process_reward, "step_quality", 0),
+        ("before the process reward model's journal entry", "prm", process_reward.ProcessReward, "fitted", 0),
+    ],
+    "while it evolves": [
+        ("sweeping temperatures", "evolve", Sweep, "_keep", 1),
+        ("between a sweep and its choice", "evolve", TableWriter, "finish", 0),
+        ("between a choice of temperature and rollouts", "evolve", loop.Evolution, "_generate", 0),
+        ("between rollouts and training", "evolve", loop.Evolution, "_improve", 0),
+        ("measuring the second iteration", "evolve", loop, "measure_policy", 1),
+        ("final measurement", "evaluate", Evaluation, "_measure", 1),
+        ("between the final measurement and its journal entry", "evaluate", pipeline, "final_of", 0),
+    ],
 }
+"""Places of one run after another, by their stage: each sitting of it ends there, behind so many calls that went well."""
 
 
-@pytest.mark.parametrize("place", INTERRUPTIONS)
+@pytest.mark.parametrize("when", INTERRUPTIONS)
 def test_interrupted_equals_uninterrupted(
-    place: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    when: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner, method, calls = INTERRUPTIONS[place]
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, owner, method, calls, KeyboardInterrupt())
-        assert run(tmp_path / "cut") == 130
+    cut, kept = tmp_path / "cut", {}
+    for place, stage, owner, method, calls in INTERRUPTIONS[when]:
+        with monkeypatch.context() as patch:
+            sampled = sampling_log(patch)
+            interrupt_after(patch, owner, method, calls, KeyboardInterrupt())
+            assert run(cut, "--resume") == 130, place
+        assert_none_again(kept, sampled, place)
+        kept = {name: read_ids(cut, name) for name in ("iteration_0001", "iteration_0002")}
+        assert [one["stage"] for one in read_events(cut / "journal.jsonl") if one.get("state") == "stopped"][
+            -1
+        ] == stage
     sampled = sampling_log(monkeypatch)
-    kept = {name: read_ids(tmp_path / "cut", name) for name in ("iteration_0001", "iteration_0002")}
-    assert run(tmp_path / "cut", "--resume") == 0
-    assert_same_outcome(finished, tmp_path / "cut")
+    assert run(cut, "--resume") == 0
+    assert_none_again(kept, sampled, "the end")
+    assert_same_outcome(finished, cut)
+
+
+def assert_none_again(kept: dict[str, set[str]], sampled: dict[int, set[str]], place: str) -> None:
     for name, ids in kept.items():
         again = sampled.get(int(name[-4:]), set()) & ids
-        assert not again, f"sampled again: {again}"
+        assert not again, f"sampled again on the way to {place}: {again}"
 
 
 @pytest.mark.parametrize("controller", ["racing", "continuous"])
