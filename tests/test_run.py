@@ -378,7 +378,7 @@ INTERRUPTIONS = {
         ("between the final measurement and its journal entry", "evaluate", pipeline, "final_of", 0),
     ],
 }
-"""Places of one run after another, by their stage: each sitting of it ends there, behind so many calls that went well."""
+"""Places of one run after another, by their stage: each sitting ends there, behind so many calls that went well."""
 
 
 @pytest.mark.parametrize("when", INTERRUPTIONS)
