@@ -150,11 +150,11 @@ def _read_recipe(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` laid over `below`, section by section."""
+    """`above` laid over `below`, section by section. A mapping that is a key's value (data.fields) is one value."""
     merged = dict(below)
     for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
+        sections = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merged[key] | value if sections else value
     return merged
 
 

@@ -1,6 +1,7 @@
 """The configuration: round trips, recipes and overrides, and one-line refusals that name the key."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -313,3 +314,14 @@ def test_adapters():
         with pytest.raises(ConfigError) as caught:
             load_config(None, overrides)
         assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_mapping_is_one_value(tmp_path: Path) -> None:
+    """What a recipe says of a section joins what it extends; a key's value is replaced, whatever its type."""
+    (tmp_path / "below.yaml").write_text(
+        "data: {fields: {gold: answer}, limit: 3}\nevaluate: {benchmarks: {a: x, b: y}}"
+    )
+    (tmp_path / "above.yaml").write_text("extends: below.yaml\ndata: {fields: {id: pid}}")
+    config = load_config(tmp_path / "above.yaml", ["evaluate.benchmarks={c: z}", "evaluate.n=4"])
+    assert config.data.fields == {"id": "pid"} and config.data.limit == 3
+    assert config.evaluate.benchmarks == {"c": "z"} and config.evaluate.n == 4

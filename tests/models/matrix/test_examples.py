@@ -65,6 +65,8 @@ PAPER = {
     "prm.reduction": "min",
     "prm.learning_rate": 2e-6,
     "prm.num_train_epochs": 2,
+    "warmup.source": "sampled",
+    "warmup.max_examples": 100_000,
     "warmup.per_device_train_batch_size": 128,
     "warmup.num_train_epochs": 1.0,
     "warmup.max_steps": -1,
@@ -119,8 +121,6 @@ def write_data(folder: Path, rows: int = 48) -> dict[str, str]:
     hint = "Hint: Please answer the question requiring an integer answer and provide the final value"
     asked = [talk(i, f"{hint}.\nQuestion: What is {i} + 1?", f"The answer is {i + 1}") for i in range(rows + 1)]
     (folder / "train.json").write_text(json.dumps(asked))
-    shown = [talk(i, f"How much is {i}?", f"It is {i}.\n\n# Answer\n\n{i}") for i in range(6)]
-    (folder / "warm.json").write_text(json.dumps(shown))
     other = {"question": "Which?", "question_type": "free_form", "answer_type": "integer", "answer": "4"}
     task = {"metadata": {"task": "geometry problem solving"}, "choices": None, "precision": None, "unit": None}
     testmini = [{"pid": str(i), "image": f"{i}.png", "query": f"Which is {i}?", **other, **task} for i in range(5)]
@@ -128,7 +128,7 @@ def write_data(folder: Path, rows: int = 48) -> dict[str, str]:
     return {
         "data.train": f"{folder}/train.json",
         "data.image_folder": f"{folder}",
-        "data.warmup": f"llava:{folder}/warm.json",
+        "evaluate.benchmarks": f"{{mathvista: 'mathvista:{folder}/testmini.json', other: 'mathvista:{folder}/testmini.json'}}",  # noqa: E501
         "data.ood": f"mathvista:{folder}/testmini.json",
         "data.cache_dir": f"{folder}/cache",
         "data.validation_problems": "8",
@@ -169,7 +169,7 @@ def test_a_dry_run_of_each(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
     # rows: 49 of a file, one without its picture, 16 held out
     assert "train 49 1 0 0 32 train 32" in squeezed(out) and "set aside of train: missing image 1" in out
-    assert "out of distribution 5 0 0 0 5 GPS 5" in squeezed(out) and "warm-up 6 0 0 0 6" in squeezed(out)
+    assert "out of distribution 5 0 0 0 5 GPS 5" in squeezed(out) and "mathvista 5 0 0 0 5 GPS 5" in squeezed(out)
     assert "validation 8 held out of train: train 8" in squeezed(out)
 
     # the model
@@ -202,7 +202,9 @@ def test_a_dry_run_of_each(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     ]
     assert lines["evolve: measure"][1] == f"{22 * 8 * 17:,}"
     assert lines["annotate: solutions"][1] == f"{(32 + 8) * 4}"
-    total = 22 * 8 * 16 + 11 * 4 * 14 * 16 + 22 * 8 * 17 + 40 * 4 * (1 + 5 * 8) + (8 * 17 + 13) + 13
+    assert lines["warmup: sample"][1:] == ["<= 128", "32 problems x 4, the answer in the prompt"]
+    assert lines["evaluate"][1:] == ["23", "8 test + 5 ood + 5 mathvista + 5 other, greedy"]
+    total = 22 * 8 * 16 + 11 * 4 * 14 * 16 + 22 * 8 * 17 + 40 * 4 * (1 + 5 * 8) + 128 + (8 * 17 + 13) + 23
     assert lines["in all"][1] == f"<= {total:,}" and f"at most {total * 512:,} tokens (512 a response)" in out
 
     # memory of the policy's weights in the largest phase: two bytes a parameter, adapters included
@@ -218,7 +220,10 @@ def test_a_dry_run_of_each(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     # too long, and a file of weights that is not there
     assert main([*arguments, "--dry_run", "rollout.max_completion_length=4090"]) == 1
     error = capsys.readouterr().err
-    assert f"allowed: at most {4096 - max(lengths)}" in error and "rollout.max_completion_length=4090" in error
+    # The longest prompts are those of the warm-up, which show the answer.
+    longest = int(re.search(r"prompts of ([\d,]+) tokens \(the longest encoded\)", out)[1].replace(",", ""))
+    assert max(lengths) < longest < max(lengths) + 400
+    assert f"allowed: at most {4096 - longest}" in error and "rollout.max_completion_length=4090" in error
     (tmp_path / "model" / "model.safetensors").unlink()
     assert main([*arguments, "--dry_run"]) == 1
     error = capsys.readouterr().err
