@@ -33,7 +33,7 @@ class DataConfig:
     the others, what their formats keep. Images are looked up in `image_folder`, else beside the file.
     `max_quarantined`: the share of a set's rows that may be flawed and set aside. `check_images`: "decode" reads every
     pixel once before the run, in a few threads, "header" only headers. `cache_dir` keeps images that rows hold as
-    bytes, and up to `image_cache_bytes` of preprocessed ones (0: none).
+    bytes, and up to `image_cache_bytes` of preprocessed images and encoded prompts (0: none).
     """
 
     dataset_name: Literal["digits", "files"] = "digits"
