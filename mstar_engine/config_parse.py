@@ -303,7 +303,7 @@ def describe(kind: Any) -> str:
         )
     if origin is dict:
         keys = ", ".join(get_args(args[0])) if get_origin(args[0]) is Literal else "names"
-        return f"a mapping of {keys} to " + ("names" if args[1] is str else "lists of names")
+        return f"a mapping of {keys} to " + ("lists of names" if get_origin(args[1]) is list else "names")
     if origin is Annotated:
         return ", ".join([describe(args[0]), *_bounds(args[1:])])
     return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]

@@ -163,7 +163,7 @@ def closing_lines(config: RunConfig, summary: dict[str, Any]) -> str:
     for key, title in (("greedy", "test"), ("ood_greedy", "out of distribution")):
         if warmup and final and warmup.get(key) and final.get(key):
             lines.append(f"greedy accuracy, {title}: {_percent(warmup[key])} -> {_percent(final[key])}")
-    if summary["evaluation"]:
+    if summary.get("evaluation"):
         lines += all_lines(summary["evaluation"], Path(config.output_dir))
     spent = {name: seconds for name, seconds in summary["seconds"].items() if seconds >= 0.05}
     lines.append("seconds: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))

@@ -55,7 +55,9 @@ assert latex.counts().crashes == 0
 
 def started(folder: Path, code: str, workers: int = 1) -> subprocess.Popen:
     (folder / "worker.py").write_text(WORKER)
-    command = [sys.executable, "-c", BEGIN + code, str(folder / "worker.py"), str(workers)]
+    # A process that a background job starts ignores interrupts.
+    begin = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + BEGIN
+    command = [sys.executable, "-c", begin + code, str(folder / "worker.py"), str(workers)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
