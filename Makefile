@@ -29,7 +29,7 @@ run: $(READY)  ## self-evolve the default model on handwritten digits (runs/digi
 	@$(BIN)/python -m mstar_engine.run --resume $(ARGS)
 
 test: $(READY)  ## run the tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-cpp: $(READY)  ## C++ unit tests
 	@$(BIN)/pip install --quiet --disable-pip-version-check cmake

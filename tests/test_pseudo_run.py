@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from test_run import assert_same_outcome, outcome, run, sampling_log
+from small_runs import assert_same_outcome, outcome, run, sampling_log
 
 from mstar_engine.config import PromptsConfig
 from mstar_engine.data.sources import DataSet, load_data
