@@ -28,10 +28,12 @@ def device_name(threads: int | None = None) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, torch, transformers and this package, and the number of processors."""
+    """Versions of Python, torch, torchvision (what images are resized by, where it is installed), transformers and this
+    package, and the number of processors."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "torchvision": importlib.metadata.version("torchvision") if _installed("torchvision") else "none",
         "transformers": importlib.metadata.version("transformers"),
         "mstar_engine": importlib.metadata.version("mstar_engine") if _installed("mstar_engine") else "source tree",
         "cpus": str(os.cpu_count()),

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mstar_engine.config_parse import ConfigError, dump_config, load_config
+from mstar_engine.models.image_library import misfit
 from mstar_engine.presets import ablation_named
 
 if TYPE_CHECKING:
@@ -124,6 +125,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nmstar_engine: interrupted; {config.output_dir} is intact, continue with --resume", file=sys.stderr)
         return 130
+    except ImportError as error:
+        if (said := misfit(error)) is None:
+            raise
+        print(f"mstar_engine: {said}", file=sys.stderr)
+        return 1
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"mstar_engine: {error}", file=sys.stderr)
         return 1

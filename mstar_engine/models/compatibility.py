@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mstar_engine.models.attention import LayerCall, attention_step, hooked, language_configs
 
@@ -139,6 +139,20 @@ def special_image_ids(config: PretrainedConfig, processor: object | None = None)
                 found.update(one for one in (value if isinstance(value, (list, tuple)) else [value]) if _is_id(one))
     vocabulary = config.get_text_config(decoder=True).vocab_size
     return sorted(token for token in found if 0 <= token < vocabulary)
+
+
+def vocabulary_end(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One past the highest id that a tokenizer has a token for, added ones included."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def unwritten_ids(config: PretrainedConfig, processor: object) -> list[int]:
+    """Ids that the policy must never write, ascending: those that stand for visual input, and those behind the
+    tokenizer's vocabulary, which are no text. Many checkpoints have such: their embeddings are padded to a round number
+    of rows, most of them never trained (Qwen2.5-VL has 152,064 rows for 151,665 tokens)."""
+    end = vocabulary_end(getattr(processor, "tokenizer", processor))
+    padding = range(end, config.get_text_config(decoder=True).vocab_size)
+    return sorted({*special_image_ids(config, processor), *padding})
 
 
 def image_token_id(config: PretrainedConfig, processor: object | None = None) -> int | None:

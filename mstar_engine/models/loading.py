@@ -20,6 +20,7 @@ from transformers import (
     ProcessorMixin,
 )
 
+from mstar_engine.models.image_library import processor_fault
 from mstar_engine.models.lora import base_of, inject_saved, is_lora, merge_for_good
 from mstar_engine.models.remote_code import own_class, refuse_code
 
@@ -120,6 +121,7 @@ def load_model(
     path = path if adapters is None else base_of(adapters)
     config = load_config_of(path, trust_remote_code=trust_remote_code)
     attention = attention_of(attn_implementation, config, dtype, device)
+    processor = load_processor(path, trust_remote_code=trust_remote_code)  # before weights are read for minutes
     try:
         model = with_attention(
             image_class(config),
@@ -132,7 +134,6 @@ def load_model(
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ValueError(f"model.model_name_or_path={path}: cannot be loaded ({first_line})") from error
-    processor = load_processor(path, trust_remote_code=trust_remote_code)
     model = model.to(device)
     if adapters is not None:
         inject_saved(model, adapters)
@@ -155,10 +156,20 @@ def with_attention(kind: type, path: str | Path, attention: str, **named: object
 def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> ProcessorMixin:
     """The processor of a checkpoint directory (or hub name). ValueError naming the path when there is none."""
     try:
-        return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+        return processor_of(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise ValueError(f"model.model_name_or_path={path}: its processor cannot be loaded ({first_line})") from error
+        fault = processor_fault(error)
+        raise ValueError(f"model.model_name_or_path={path}: its processor cannot be loaded ({fault})") from error
+
+
+def processor_of(path: str | Path, *, trust_remote_code: bool = False) -> ProcessorMixin:
+    """The processor of a checkpoint as transformers loads it, or its errors. Where the chat template is in the
+    tokenizer's files alone, as in older checkpoints, the processor has it too."""
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if getattr(processor, "chat_template", None) is None:
+        processor.chat_template = getattr(tokenizer, "chat_template", None)
+    return processor
 
 
 def blank_model(

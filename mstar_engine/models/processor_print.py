@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,8 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, (torch.dtype, enum.Enum, type)):
         return [str(value)]
+    if isinstance(value, re.Pattern):
+        return [value.pattern, value.flags]
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, (set, frozenset)):

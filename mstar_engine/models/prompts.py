@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Lock
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
@@ -24,6 +25,9 @@ from mstar_engine.data.tensor_cache import TensorCache
 from mstar_engine.models.prompt_cache import Messages, PromptCache, Run
 from mstar_engine.prompt_template import PLAIN, fill
 from mstar_engine.types import Problem
+
+_NO_INPUTS = ("input_ids", "attention_mask", "labels")
+"""Outputs that are no further inputs of a model: some processors (PaliGemma's) make labels, which ask for a loss."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,7 +99,7 @@ class PromptEncoder:
         limits: ImageLimits | None = None,
     ) -> None:
         tokenizer = getattr(processor, "tokenizer", processor)
-        if not (getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
+        if not getattr(processor, "chat_template", None):
             raise ValueError(
                 f"{type(processor).__name__} has no chat template; set processor.chat_template (a Jinja template that "
                 'renders {"type": "image"} and {"type": "text"} content) or use an instruction-tuned checkpoint'
@@ -162,6 +166,9 @@ class PromptEncoder:
         except ImageError as error:  # found when the pixels were asked for
             paths = ", ".join(map(str, problem.images))
             raise ValueError(f"problem {problem.id!r}: cannot read image {paths}: {error}") from error
+        except (TypeError, TemplateError) as error:  # of a template for text alone, or one that refuses a role
+            name = type(self.processor).__name__
+            raise ValueError(f"problem {problem.id!r}: {name}'s chat template cannot render it: {error}") from error
         return self._sorted(outputs)
 
     def _outputs_of(self, messages: Messages) -> Mapping[str, Tensor]:
@@ -174,7 +181,7 @@ class PromptEncoder:
         input_ids = outputs["input_ids"]
         inputs, token_inputs = {}, {}
         for name, value in outputs.items():
-            if name in ("input_ids", "attention_mask") or not isinstance(value, Tensor):
+            if name in _NO_INPUTS or not isinstance(value, Tensor):
                 continue
             if value.shape == input_ids.shape and not value.is_floating_point():
                 token_inputs[name] = value[0]

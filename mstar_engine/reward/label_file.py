@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
+from mstar_engine.models.compatibility import vocabulary_end
 from mstar_engine.reward.steps import check_labels, check_steps, check_texts, step_texts
 from mstar_engine.table_file import KEY, TableWriter, read_tables
 from mstar_engine.types import LabelledSolution, MonteCarlo, Problem
@@ -79,6 +80,7 @@ def read_labels(
     that is all white space, ends outside the response, or labels that do not match the steps.
     """
     found: list[LabelledSolution] = []
+    end = vocabulary_end(tokenizer)
     try:
         tables = list(read_tables(path))
     except (pa.ArrowInvalid, OSError) as error:
@@ -90,7 +92,7 @@ def read_labels(
         for name in [name for name in SCHEMA.names if name in table.column_names]:
             _need_type(path, name, table.schema.field(name).type)
         for row in table.to_pylist():
-            found.append(_solution(row, f"{path}, row {len(found)}", tokenizer, problems))
+            found.append(_solution(row, f"{path}, row {len(found)}", tokenizer, end, problems))
     return found
 
 
@@ -111,7 +113,11 @@ def _need_type(path: Path, name: str, given: pa.DataType) -> None:
 
 
 def _solution(
-    row: dict[str, Any], where: str, tokenizer: PreTrainedTokenizerBase, problems: Mapping[str, Problem] | None
+    row: dict[str, Any],
+    where: str,
+    tokenizer: PreTrainedTokenizerBase,
+    end: int,
+    problems: Mapping[str, Problem] | None,
 ) -> LabelledSolution:
     empty = [name for name in NEEDED if row[name] is None]
     if empty:
@@ -122,9 +128,9 @@ def _solution(
     said = row["problem"]
     if problems is not None and said["id"] not in problems:
         raise ValueError(f"{where}: problem {said['id']!r} is not in the data set")
-    bad = [token for token in row["response_ids"] if not 0 <= token < len(tokenizer)]
+    bad = [token for token in row["response_ids"] if not 0 <= token < end]
     if bad:
-        raise ValueError(f"{where}: token id {bad[0]}; allowed: 0 to {len(tokenizer) - 1}, the tokenizer's")
+        raise ValueError(f"{where}: token id {bad[0]}; allowed: 0 to {end - 1}, the tokenizer's")
     ids, ends, labels = np.asarray(row["response_ids"], np.int32), tuple(row["step_ends"]), tuple(row["labels"])
     check_steps(ends, len(ids), where)
     check_labels(labels, ends, where)

@@ -15,13 +15,21 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoProcessor,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
 )
 
-from mstar_engine.models.loading import DTYPES, IMAGE_CLASSES, attention_of, image_class, load_config_of, with_attention
+from mstar_engine.models.image_library import processor_fault
+from mstar_engine.models.loading import (
+    DTYPES,
+    IMAGE_CLASSES,
+    attention_of,
+    image_class,
+    load_config_of,
+    processor_of,
+    with_attention,
+)
 from mstar_engine.prompt_template import PLAIN
 from mstar_engine.reward.forms import FORMS, PrmForm, form_named
 from mstar_engine.reward.head import RewardHead
@@ -193,9 +201,9 @@ def _load(config: PretrainedConfig, path: str | Path, dtype: str, attention: str
     try:
         if sees:
             model = with_attention(image_class(config), path, attention, **arguments)
-            return model.eval(), AutoProcessor.from_pretrained(path)
+            return model.eval(), processor_of(path)
         arguments["config"] = AutoConfig.from_pretrained(path)
         model = with_attention(AutoModelForCausalLM, path, attention, **arguments)
         return model.eval(), AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise ValueError(f"{where}: cannot be loaded ({str(error).strip().splitlines()[0]})") from error
+        raise ValueError(f"{where}: cannot be loaded ({processor_fault(error)})") from error

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from mstar_engine.models.attention import language_configs
-from mstar_engine.models.compatibility import forget_rope_deltas, probe, special_image_ids
+from mstar_engine.models.compatibility import forget_rope_deltas, probe, unwritten_ids
 from mstar_engine.models.fused import FusedLayers, fuses
 from mstar_engine.models.image_attention import image_configs
 from mstar_engine.models.image_batches import ImageBatches
@@ -103,7 +103,7 @@ class RolloutEngine:
         self.shape = probe(model)
         if self.shape.device.type == "cpu":
             _C.set_num_threads(torch.get_num_threads())
-        self.banned_ids = torch.tensor(special_image_ids(model.config, self.processor), dtype=torch.int32)
+        self.banned_ids = torch.tensor(unwritten_ids(model.config, self.processor), dtype=torch.int32)
         self.stats = RolloutStats()
         if image_cache_memory is None:
             image_cache_memory = 2**30 if self.shape.device.type == "cuda" else 0

@@ -92,12 +92,35 @@ def test_token_types_are_kept_apart():
         def apply_chat_template(self, messages, **options):
             ids = torch.tensor([[1, 2, 3]], dtype=torch.int32)
             types = torch.ones_like(ids)
-            return {"input_ids": ids, "attention_mask": ids, "mm_token_type_ids": types, "image_grid_thw": ids[:0]}
+            made = {"input_ids": ids, "attention_mask": ids, "mm_token_type_ids": types, "image_grid_thw": ids[:0]}
+            return made | {"labels": ids}  # as PaliGemma's processor has them: no input, they ask for a loss
 
     prompt = PromptEncoder(Processor()).encode(Problem(id="a", question="b"))
     assert prompt.input_ids.tolist() == [1, 2, 3] and prompt.input_ids.dtype == torch.int64
     assert prompt.token_inputs["mm_token_type_ids"].tolist() == [1, 1, 1]
-    assert set(prompt.inputs) == {"image_grid_thw"}
+    assert set(prompt.inputs) == {"image_grid_thw"} and set(prompt.token_inputs) == {"mm_token_type_ids"}
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ messages[0]['role'] + messages[0]['content'] }}", 'can only concatenate str \\(not "list"\\) to str'),
+        ("{{ raise_exception('System role not supported') }}", "System role not supported"),
+        ("{% if %}", "Expected an expression"),
+    ],
+)
+def test_a_template_that_cannot_render_is_said_to(template, said):
+    processor = build_tiny()[1]
+    processor.chat_template = template
+    with pytest.raises(ValueError, match=f"problem 'p1': LlavaProcessor's chat template cannot render it: {said}"):
+        PromptEncoder(processor).encode(Problem(id="p1", question="What "))
+
+
+def test_a_processor_without_a_template_is_refused():
+    processor = build_tiny()[1]
+    processor.chat_template, processor.tokenizer.chat_template = None, "{{ messages }}"  # which it would not look at
+    with pytest.raises(ValueError, match="LlavaProcessor has no chat template"):
+        PromptEncoder(processor)
 
 
 def test_no_chat_template_is_refused():

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 from families import CONFIGS, FixedPrompts, build, prompt
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from mstar_engine.models.tiny import build_tiny
 from mstar_engine.rollout.engine import RolloutEngine
@@ -193,6 +196,18 @@ def test_image_tokens_are_never_drawn(processor) -> None:
     assert {1, 2, 3, 6} <= banned
     groups = engine.generate(problems(4), SamplingParams(n=16, temperature=5.0, max_tokens=MAX_TOKENS))
     assert not banned & {int(token) for group in groups for r in group.responses for token in r.token_ids}
+
+
+def test_ids_that_the_tokenizer_has_no_token_for_are_never_drawn() -> None:
+    """Embeddings are padded: a policy that writes such an id has written no text."""
+    words = Tokenizer(WordLevel({f"word{i}": i for i in range(60) if i != 50}, unk_token="word0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="word4")
+    tokenizer.chat_template = "{{ messages }}"
+    engine = engine_for("llava", tokenizer)
+    assert engine.banned_ids.tolist() == [1, *range(60, 120)]
+    groups = engine.generate(problems(4), SamplingParams(n=16, temperature=5.0, max_tokens=MAX_TOKENS))
+    drawn = {int(token) for group in groups for response in group.responses for token in response.token_ids}
+    assert max(drawn) < 60 and len(drawn) > 40
 
 
 def test_groups_come_as_they_finish(processor) -> None:

@@ -16,6 +16,7 @@ from family import FAMILIES, build, prompts
 from matrix import processor
 
 from mstar_engine.models.backbone import hidden_states
+from mstar_engine.models.compatibility import special_image_ids
 from mstar_engine.rollout.branches import BranchRunner, Trunk
 from mstar_engine.rollout.engine import RolloutEngine
 from mstar_engine.train.batch_norm import keep_statistics
@@ -36,9 +37,10 @@ def taught(name: str) -> dict[str, str]:
     encoder = FixedPrompts(shown, processor())
     engine = RolloutEngine(model, encoder)
     engine.stop_ids = lambda: []
-    banned, engine.banned_ids = engine.banned_ids, engine.banned_ids[:0]  # training spreads over the whole vocabulary
+    engine.banned_ids = engine.banned_ids[:0]  # training spreads over the whole vocabulary
+    images = np.array(special_image_ids(model.config, engine.processor))
     groups = [
-        _without(group, banned) for group in engine.generate([Problem(id=case, question="") for case in shown], SAMPLED)
+        _without(group, images) for group in engine.generate([Problem(id=case, question="") for case in shown], SAMPLED)
     ]
     model.train()
     found = {}
@@ -57,9 +59,9 @@ def taught(name: str) -> dict[str, str]:
     return {where: what for where, what in found.items() if what}
 
 
-def _without(group: Group, banned: torch.Tensor) -> Group:
+def _without(group: Group, images: np.ndarray) -> Group:
     """The first two responses without an image token: those with one cannot be taught."""
-    fit = [response for response in group.responses if not np.isin(response.token_ids, banned.numpy()).any()]
+    fit = [response for response in group.responses if not np.isin(response.token_ids, images).any()]
     return replace(group, responses=tuple(fit[:2]))
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from family import FAMILIES, picture
 from matrix import load_families
+from stand_ins import internvl_processor
 from tokenizer import template, tokenizer_with
 from transformers import Idefics2ImageProcessorPil, Idefics2Processor, PaliGemmaProcessor, SiglipImageProcessorPil
 
@@ -47,6 +48,7 @@ def idefics2():
 
 PROCESSORS = {name: make().processor for name, make in FAMILIES.items() if make().processor is not None}
 PROCESSORS |= {"gemma3, pan and scan": pan_and_scan, "paligemma": paligemma, "idefics2": idefics2}
+PROCESSORS["internvl"] = internvl_processor
 
 
 def made(name: str):

@@ -139,14 +139,13 @@ def write_data(folder: Path, rows: int = 48) -> dict[str, str]:
     }
 
 
-def take(processor: object, monkeypatch: pytest.MonkeyPatch) -> type:
+def take(processor: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let checkpoints have this processor: AutoProcessor wants torchvision for the families' videos."""
 
     class Processors:
         from_pretrained = staticmethod(lambda path, **_: processor)
 
     monkeypatch.setattr(loading, "AutoProcessor", Processors)
-    return Processors
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -264,7 +263,7 @@ def test_what_the_comments_of_the_minicpm_recipe_say(tmp_path: Path, capsys) -> 
 def test_a_process_reward_model_of_phi_sees(tmp_path: Path, monkeypatch) -> None:
     """Transformers lists the family among those of several modalities, not among those of images and text."""
     model, processor = stand_in("phi4_multimodal", tmp_path)
-    monkeypatch.setattr(prm_checkpoint, "AutoProcessor", take(processor, monkeypatch))
+    take(processor, monkeypatch)
     prm = prm_checkpoint.load_prm(tmp_path, form="mstar", policy_processor=processor)
     assert type(prm.model) is type(model) and prm.processor is processor
 
