@@ -83,8 +83,12 @@ def test_published_rules_only_where_they_judge_every_problem():
     found = benchmark_summary([typed], published="m3cot").metrics[ALL]
     assert (found["greedy"].value, found["greedy_published"].value) == (0, 1)
     bare = replace(typed, problem=replace(typed.problem, id="q", answer_type=AnswerType(kind="choice")))
-    assert published_verdicts([typed, bare], "m3cot") is None
-    assert list(benchmark_summary([typed, bare], published="m3cot").metrics[ALL]) == ["greedy"]
+    assert published_verdicts([bare], "m3cot") is None
+    assert published_verdicts([typed, bare], "m3cot") == {"p": True, "q": False}  # as it was judged
+    some = benchmark_summary([typed, bare], published="m3cot")
+    assert (some.unpublished, some.metrics[ALL]["greedy_published"].value) == (1, 0.5)
+    text = markdown(EvaluationSummary(policy="base", benchmarks={"x": some}), {})
+    assert "m3cot, which cannot judge 1 of the problems" in text
     assert published_verdicts([group], "mathvista") is None  # by exact match: no type
     latex = Problem(id="l", question="?", gold="x", answer_type=AnswerType(kind="latex"))
     assert published_type(latex, "mathvista") is None
