@@ -17,7 +17,15 @@ from mstar_engine.evolve.benchmark_metrics import (
     published_type,
     published_verdicts,
 )
-from mstar_engine.evolve.evaluate import EVENT, check_evaluation, evaluation_of, final_of, stages_left
+from mstar_engine.evolve.evaluate import (
+    EVENT,
+    answers_in_words,
+    check_evaluation,
+    evaluation_of,
+    final_of,
+    prompts_in_words,
+    stages_left,
+)
 from mstar_engine.evolve.intervals import mean_of, wilson
 from mstar_engine.journal import Journal
 from mstar_engine.summary import ALL, EvaluationSummary
@@ -215,6 +223,17 @@ def test_refusals(override, message):
     with pytest.raises(ConfigError) as caught:
         load_config(None, ["rollout.max_rows=256", override])
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_tables_say_how_was_asked_and_judged():
+    plain = load_config(None, [])
+    assert (prompts_in_words(plain), answers_in_words(plain)) == ("the question", "strict rules")
+    other = load_config(
+        None, ["prompts.system=Be\nbrief.", "prompts.template=Q: {question}", "answers.variant=mathvista",
+               "answers.extract=[boxed]"]
+    )  # fmt: skip
+    assert prompts_in_words(other) == "Q: {question}, behind the system message Be brief."
+    assert answers_in_words(other) == "mathvista rules, which are lenient, where they can judge, found by boxed"
 
 
 def test_what_earlier_runs_did_without():
