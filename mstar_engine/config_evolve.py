@@ -22,7 +22,7 @@ from mstar_engine.config_section import (
     Text,
     section,
 )
-from mstar_engine.prompt_template import PLAIN, check_template
+from mstar_engine.prompt_template import PLAIN, check_template, refuse_images
 
 
 @section
@@ -294,6 +294,13 @@ class PromptsConfig:
     vote: Literal["weighted", "majority"] = "weighted"
     min_share: Share = 0.0
     min_margin: Share = 0.0
+
+    @field_validator("system")
+    @classmethod
+    def _places_no_image(cls, value: str) -> str:
+        """Images are a problem's."""
+        refuse_images(value)
+        return value
 
     @field_validator("template")
     @classmethod
