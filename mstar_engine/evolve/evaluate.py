@@ -197,4 +197,8 @@ def all_lines(found: EvaluationSummary, folder: Path) -> list[str]:
 
 
 def _said(metrics: Mapping[str, Estimate]) -> str:
-    return ", ".join(f"{metric_title(name)} {percent(found)}" for name, found in metrics.items())
+    """One line has room for the last Pass@K alone; the tables have all of them."""
+    left_out = {name for name in metrics if name.startswith("unbiased")}
+    left_out |= set([name for name in metrics if name.startswith("pass_at_")][1:-1])
+    shown = {name: found for name, found in metrics.items() if name not in left_out}
+    return ", ".join(f"{metric_title(name)} {percent(found)}" for name, found in shown.items())

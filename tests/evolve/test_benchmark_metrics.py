@@ -19,6 +19,7 @@ from mstar_engine.evolve.benchmark_metrics import (
 )
 from mstar_engine.evolve.evaluate import (
     EVENT,
+    all_lines,
     answers_in_words,
     check_evaluation,
     evaluation_of,
@@ -210,7 +211,10 @@ def test_what_was_measured_of_which_policy(tmp_path):
         ("evaluate.benchmarks=x", 'evaluate.benchmarks="x"; allowed: a mapping of names to names'),
         ("evaluate.benchmarks={x: 3}", 'evaluate.benchmarks={"x": 3}; allowed: a mapping of names to names'),
         ("evaluate.benchmarks={x: ''}", 'evaluate.benchmarks={"x": ""}; allowed: a mapping of names to names'),
-        ("evaluate.benchmarks={Test: a}", "allowed: names other than test, ood, mean, which the tables have already"),
+        (
+            "evaluate.benchmarks={Test: a}",
+            "allowed: names other than train, unlabelled, warmup, validation, test, ood, mean",
+        ),
         ("evaluate.benchmarks={a: x, A: y}", "allowed: names that differ in more than upper and lower case"),
         *[
             (f"evaluate.benchmarks={{'{name}': a}}", "allowed: names of 1 to 64 letters, digits, '.', '_' and '-'")
@@ -242,3 +246,10 @@ def test_what_earlier_runs_did_without():
     assert base == config_hash(load_config(None, ["evaluate.benchmarks={}", "evaluate.n=0"]))
     for changed in ("evaluate.n=1", "evaluate.benchmarks={x: a}", "evaluate.limit=5"):
         assert config_hash(load_config(None, [changed])) != base
+
+
+def test_the_closing_lines_leave_the_curve_of_pass_at_k_to_the_tables(tmp_path):
+    found = {"x": benchmark_summary(groups_of("a", samples=8))}
+    line = all_lines(EvaluationSummary(policy="base", benchmarks=found), tmp_path)[0]
+    assert line.startswith("x (1 problems): greedy 100.0 (") and "mean of the samples" in line and "majority" in line
+    assert "Pass@8" in line and "Pass@2" not in line and "unbiased" not in line
