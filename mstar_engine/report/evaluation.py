@@ -58,7 +58,7 @@ def evaluation_tables(summary: Summary) -> Evaluation | None:
             Row(category, next(iter(metrics.values())).items, tuple(map(metrics.get, columns)), category == ALL)
             for category, metrics in one.metrics.items()
         )
-        about = "; ".join(filter(None, (f"{one.problems:,} problems", published_in_words(one).rstrip("."))))
+        about = ". ".join(filter(None, (f"{one.problems:,} problems", published_in_words(one).rstrip("."))))
         tables.append(Table(name, about, tuple(map(metric_title, columns)), rows))
     if found.mean:
         row = Row("", 0, tuple(found.mean.values()), True)
