@@ -30,7 +30,8 @@ class DataConfig:
     names another format, "path#split" a split. What `validation` or `test` does not name is held out of `train`;
     `validation_problems`, `test_problems` and `ood_problems` bound these sets, `limit` the training set (0: all of it).
     `categories`: of a set that it names, those to keep, by its data set's names ({ood: [math, logical reasoning]}); of
-    the others, what their formats keep. Images are looked up in `image_folder`, else beside the file.
+    the others, what their formats keep. Images are looked up in `image_folder`, else beside the file; those of a set
+    whose format stands in front of its path, always beside the file.
     `max_quarantined`: the share of a set's rows that may be flawed and set aside. `check_images`: "decode" reads every
     pixel once before the run, in a few threads, "header" only headers. `cache_dir` keeps images that rows hold as
     bytes, and up to `image_cache_bytes` of preprocessed images and encoded prompts (0: none).

@@ -22,7 +22,7 @@ from mstar_engine.config_section import (
     Text,
     section,
 )
-from mstar_engine.prompt_template import PLAIN, check_template
+from mstar_engine.prompt_template import PLAIN, check_template, refuse_images
 
 
 @section
@@ -152,8 +152,8 @@ class EvolveConfig:
 
 
 BENCHMARK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-TAKEN_NAMES = ("test", "ood", "mean")
-"""What the tables of an evaluation call by these names already."""
+TAKEN_NAMES = ("train", "unlabelled", "warmup", "validation", "test", "ood", "mean")
+"""What counts of rows and the tables of an evaluation call by these names already."""
 
 
 @section
@@ -184,7 +184,7 @@ class EvaluateConfig:
             if BENCHMARK_NAME.fullmatch(name) is None:
                 raise ValueError("names of 1 to 64 letters, digits, '.', '_' and '-' that begin with a letter or digit")
             if name.casefold() in TAKEN_NAMES:
-                raise ValueError(f"names other than {', '.join(TAKEN_NAMES)}, which the tables have already")
+                raise ValueError(f"names other than {', '.join(TAKEN_NAMES)}, which are taken")
         if len({name.casefold() for name in value}) < len(value):
             raise ValueError("names that differ in more than upper and lower case")
         return value
@@ -294,6 +294,13 @@ class PromptsConfig:
     vote: Literal["weighted", "majority"] = "weighted"
     min_share: Share = 0.0
     min_margin: Share = 0.0
+
+    @field_validator("system")
+    @classmethod
+    def _places_no_image(cls, value: str) -> str:
+        """Images are a problem's."""
+        refuse_images(value)
+        return value
 
     @field_validator("template")
     @classmethod

@@ -69,6 +69,16 @@ def sampling_in_words(evaluation: EvaluationSummary) -> str:
     return f"greedy, and {samples} of each problem at temperature {evaluation.temperature:g}"
 
 
+def published_in_words(one: BenchmarkSummary) -> str:
+    """By which rules published numbers were made, and how many problems those cannot judge; "" without such rules."""
+    if not one.published:
+        return ""
+    if "greedy_published" not in one.metrics[ALL]:
+        return f"No column by the published rules ({one.published}): no problem lists its choices."
+    kept = f", which cannot judge {one.unpublished:,} of the problems: these count as in the column before"
+    return f"Published rules: {one.published}{kept if one.unpublished else ''}."
+
+
 def columns_of(metrics: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
     """The metrics of a table, in their order."""
     return list(dict.fromkeys(name for row in metrics.values() for name in row))
@@ -99,10 +109,8 @@ def markdown(evaluation: EvaluationSummary, notes: Mapping[str, str]) -> str:
     lines += [f"- policy: {policy_in_words(evaluation)}", f"- responses: {sampling_in_words(evaluation)}"]
     for name, one in evaluation.benchmarks.items():
         lines += ["", f"## {name}", "", *_table(one)]
-        if one.published and "greedy_published" in one.metrics[ALL]:
-            lines += ["", f"Published rules: {one.published}."]
-        elif one.published:
-            lines += ["", f"No column by the published rules ({one.published}): not every problem lists its choices."]
+        if said := published_in_words(one):
+            lines += ["", said]
     if evaluation.mean:
         counted = evaluation.averaged
         columns = list(evaluation.mean)

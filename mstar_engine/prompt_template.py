@@ -40,7 +40,12 @@ def check_template(template: str, places: Sequence[str]) -> None:
         found.append(name)
     if missing := [f"{{{name}}}" for name in places if name not in found]:
         raise ValueError(f"a text with {allowed}; {' and '.join(missing)} missing")
-    if _IMAGE in template:
+    refuse_images(template)
+
+
+def refuse_images(text: str) -> None:
+    """ValueError, as that of `check_template`, for a text that claims an image beside those of the problem."""
+    if _IMAGE in text:
         raise ValueError(f"no {_IMAGE}: images are placed by the model's chat template, in front of the question")
 
 

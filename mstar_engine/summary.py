@@ -166,13 +166,15 @@ ALL = "ALL"
 class BenchmarkSummary:
     """One problem set that was evaluated: accuracies by category (`ALL` last), then by metric.
 
-    "greedy"; "greedy_published", the same responses by the rules of `published`, where these apply to every problem;
-    of n samples "pass_at_1" (their mean), and of several "majority", by step scores "weighted", "best_of_n" and
-    "reward_pass_at_2", and for K = 2, 4, 8 .. n "pass_at_K" (the first K) and "unbiased_pass_at_K".
+    "greedy"; "greedy_published", the same responses by the rules of `published`, where these can judge any problem
+    (the `unpublished` that they cannot judge keep their verdicts); of n samples "pass_at_1" (their mean), and of
+    several "majority", by step scores "weighted", "best_of_n" and "reward_pass_at_2", and for K = 2, 4, 8 .. n
+    "pass_at_K" (the first K) and "unbiased_pass_at_K".
     """
 
     problems: int
     published: str = ""
+    unpublished: int = 0
     metrics: dict[str, dict[str, Estimate]]
 
 

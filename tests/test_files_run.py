@@ -31,7 +31,7 @@ def write(path, problems: list[Problem]) -> None:
 
 
 @pytest.mark.slow
-def test_every_stage_from_files(tmp_path):
+def test_every_stage_from_files(tmp_path, capsys):
     problems = digits_problems("train", 40)
     kinds = sorted({problem.source for problem in problems})
     write(tmp_path / "train.jsonl", problems)
@@ -58,6 +58,10 @@ def test_every_stage_from_files(tmp_path):
     assert load_config("smoke", arguments[1:]).data.dataset_name == "files"
     before = DECODED.images
     assert main(arguments) == 0
+    assert (
+        "mstar_engine: train: 2 of 43 rows set aside (placeholders 1, bad gold 1); listed in "
+        in capsys.readouterr().out
+    )
     images = len(list(tmp_path.glob("*.png")))
     # Once each to be checked and once to be preprocessed, and the report's few.
     assert images < DECODED.images - before <= 2 * images + 64

@@ -35,6 +35,7 @@ def test_braces_in_questions(question):
         ("prompts.template", "{question}{}", "not {}"),
         ("prompts.template", "{{question}}", "{question} missing"),
         ("prompts.template", "<image>\n{question}", "no <image>"),
+        ("prompts.system", "<image>", "no <image>"),
         ("warmup.prompt", "{question}", "{answer} missing"),
         ("warmup.prompt", "{answer} {gold}", "{question} and {answer}, and not {gold}"),
     ],

@@ -174,7 +174,8 @@ def read_source(
     quarantine.settle(key, config.max_quarantined, where)
     if not problems:
         split = f"#{source.split}" if source.split else ""
-        raise ValueError(f"{key}={source.path}{split}: no problems among {quarantine.rows} rows")
+        why = f": {quarantine.in_words()}" if quarantine.total else ""
+        raise ValueError(f"{key}={source.path}{split}: no problems among {quarantine.rows} rows{why}")
     return problems
 
 

@@ -5,6 +5,7 @@ Column names as the published files have them. The subsets kept by default are t
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from mstar_engine.data.conversations import conversation, mathv360k
@@ -38,9 +39,25 @@ def _m3cot(row: dict[str, Any], record: Record) -> Record:
     return record
 
 
-def _letters_only(row: dict[str, Any], record: Record) -> Record:
-    # The choices stand in the question, in no form that could be relied on.
-    record.answer_type = "choice"
+_LISTED = re.compile(r"(?:^|,|\n)\s*([A-Z]):\s")
+
+
+def _listed(question: Any) -> list[str] | None:
+    """The choices behind the last "Options:", as in "Options: A: a cat, B: a dog"; None where they are not so listed:
+    every letter once, in order, with a text. Then only letters are known."""
+    _, options, said = question.rpartition("Options:") if isinstance(question, str) else ("", "", "")
+    marks = list(_LISTED.finditer(said))
+    letters = "".join(mark[1] for mark in marks)
+    if not options or len(marks) < 2 or letters != LETTERS[: len(marks)] or said[: marks[0].start()].strip():
+        return None
+    ends = [mark.start() for mark in marks[1:]] + [len(said)]
+    texts = [said[mark.end() : end].strip() for mark, end in zip(marks, ends)]
+    return texts if all(texts) else None
+
+
+def _mmstar(row: dict[str, Any], record: Record) -> Record:
+    """The choices stand in the question."""
+    record.answer_type, record.choices = "choice", _listed(record.question)
     return record
 
 
@@ -128,7 +145,7 @@ FORMATS: dict[str, Format] = {
     "mmstar": Format(
         about="MMStar, its reasoning subsets",
         columns={"id": "index", "question": "question", "images": "image", "gold": "answer", "category": "category"},
-        interpret=_letters_only,
+        interpret=_mmstar,
         categories=(
             "coarse perception",
             "fine-grained perception",

@@ -162,7 +162,7 @@ class ImageFiles:
         try:
             self._look(path, real)
         except ValueError as error:
-            return _flaw(error, field, shown(name))
+            return _flaw(error, field, f"{shown(name)} in {self.folder}")
         return path
 
     def _look(self, path: Path, real: str) -> None:

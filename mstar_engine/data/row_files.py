@@ -25,10 +25,13 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 def row_files(path: str, split: str = "") -> Iterator[tuple[str, Rows]]:
     """(file, its rows) of each file below `path`; a folder's files of one kind in the order of their names.
 
-    `split` chooses among a Hugging Face data set's splits, and among a folder's files those whose names begin with it.
+    `split` chooses among a Hugging Face data set's splits, and among a folder's files those whose names begin with it;
+    the name of a file by itself must.
     ValueError when there is nothing to read.
     """
     place = Path(path).expanduser()
+    if place.is_file() and not _is_of(place, split):
+        raise ValueError(f"{path}#{split}: one file, of no such split; allowed: {path}, a folder, or a data set's name")
     if place.is_file():
         if place.suffix.lower() not in READERS:
             raise ValueError(f"{path}: ends in {place.suffix!r}; allowed: {', '.join(READERS)}")

@@ -41,13 +41,16 @@ def published_type(problem: Problem, variant: str) -> AnswerType | None:
 
 
 def published_verdicts(groups: Sequence[Group], variant: str) -> dict[str, bool] | None:
-    """By problem id, whether the greedy response is right by the rules of `variant`; None where one is not judged by
-    them. They judge what there is of a response that did not end by itself."""
+    """By problem id, whether the greedy response is right by the rules of `variant`. They judge what there is of a
+    response that did not end by itself. A problem that they cannot judge keeps the verdict it has; None where they can
+    judge none."""
     types = [published_type(group.problem, variant) for group in groups]
-    if None in types:
+    if not any(types):
         return None
     return {
-        group.problem.id: judge_text(group.responses[0].text, group.problem.gold, kind).correct
+        group.problem.id: bool(group.responses[0].correct)
+        if kind is None
+        else judge_text(group.responses[0].text, group.problem.gold, kind).correct
         for group, kind in zip(groups, types, strict=True)
     }
 
@@ -101,6 +104,7 @@ def benchmark_summary(
     return BenchmarkSummary(
         problems=len(groups),
         published=published,
+        unpublished=sum(published_type(group.problem, published) is None for group in groups) if published else 0,
         metrics={
             category: accuracies(some, published=verdicts, scored=scored, seed=seed)
             for category, some in tables.items()

@@ -69,7 +69,7 @@ def dry_run(config: RunConfig) -> int:
     samples = _samples(config, sets, policy)
     _show(prompt_lines(samples))
     plan = _plan(config, sets, policy, samples)
-    _refuse_too_long(config, policy.model, plan.prompt.tokens)
+    _refuse_too_long(config, policy.model, samples)
     _show(memory_lines(config, plan))
     typical = next(iter(samples.values())).tokens.median
     _show(work_lines(config, workload(config, data, benchmarks), typical))
@@ -142,13 +142,16 @@ def _samples(config: RunConfig, sets: Mapping[str, Sequence[Problem]], policy: _
     return found
 
 
-def _refuse_too_long(config: RunConfig, model: PreTrainedModel, prompt: int) -> None:
+def _refuse_too_long(config: RunConfig, model: PreTrainedModel, samples: Mapping[str, PromptSample]) -> None:
+    name = max(samples, key=lambda name: samples[name].tokens.most)
+    prompt = samples[name].tokens.most
     asked = config.rollout.max_completion_length
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if limit is not None and prompt + asked > limit:
+        room = f"at most {limit - prompt}" if prompt < limit else f"prompts below {limit} tokens, the model's positions"
         raise ValueError(
-            f"rollout.max_completion_length={asked}: with a prompt of {prompt} tokens, allowed: at most "
-            f"{limit - prompt}"
+            f"rollout.max_completion_length={asked}: with a prompt of {prompt} tokens ({SETS.get(name, name)}), "
+            f"allowed: {room}"
         )
 
 

@@ -18,12 +18,14 @@ from mstar_engine.evaluation_tables import metric_title, percent, write_tables
 from mstar_engine.evolve.benchmark_metrics import benchmark_summary, mean_accuracies
 from mstar_engine.evolve.measure import measure_policy
 from mstar_engine.journal import Journal, read_events
+from mstar_engine.prompt_template import PLAIN
 from mstar_engine.report.progress import Progress
 from mstar_engine.reward.prm import ProcessRewardModel
 from mstar_engine.rollout.engine import RolloutEngine
 from mstar_engine.run_directory import RunDirectory
 from mstar_engine.summary import ALL, BenchmarkSummary, EvaluationSummary
 from mstar_engine.types import Estimate
+from mstar_engine.yaml_text import one_line
 
 TINY = "tiny"
 EVENT = "evaluation"
@@ -53,6 +55,7 @@ class Evaluation:
 
     def measure(self, engine: RolloutEngine, sets: Sequence[Benchmark]) -> EvaluationSummary:
         """Measure the sets that are not measured yet, and write the tables after each."""
+        self.progress.greedy = None  # that of the validation problems is no news of these
         for one in sets:
             if one.name not in evaluation_of(self.run.journal, self.policy, self.iteration).benchmarks:
                 self._measure(engine, one)
@@ -65,6 +68,8 @@ class Evaluation:
         notes = {
             "model": config.model.model_name_or_path,
             "run": f"{config.output_dir}, seed {config.seed}, at most {config.rollout.max_completion_length} tokens",
+            "prompts": prompts_in_words(config),
+            "answers": answers_in_words(config),
             "device": device_name(),
             "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         }
@@ -104,6 +109,21 @@ class Evaluation:
             temperature=evaluate.temperature,
             found=found,
         )
+
+
+def prompts_in_words(config: RunConfig) -> str:
+    """How problems are put to the policy; numbers on other prompts are others."""
+    system, template = config.prompts.system, config.prompts.template
+    said = "the question" if template == PLAIN else one_line(template)
+    return f"{said}, behind the system message {one_line(system)}" if system else said
+
+
+def answers_in_words(config: RunConfig) -> str:
+    """The rules of every column but that of the published ones."""
+    answers = config.answers
+    found = f", found by {', '.join(answers.extract)}" if answers.extract else ""
+    lenient = "" if answers.variant == "strict" else ", which are lenient, where they can judge"
+    return f"{answers.variant} rules{lenient}{found}"
 
 
 def evaluation_of(journal: Journal, policy: str, iteration: int) -> EvaluationSummary:
@@ -177,4 +197,8 @@ def all_lines(found: EvaluationSummary, folder: Path) -> list[str]:
 
 
 def _said(metrics: Mapping[str, Estimate]) -> str:
-    return ", ".join(f"{metric_title(name)} {percent(found)}" for name, found in metrics.items())
+    """One line has room for the last Pass@K alone; the tables have all of them."""
+    left_out = {name for name in metrics if name.startswith("unbiased")}
+    left_out |= set([name for name in metrics if name.startswith("pass_at_")][1:-1])
+    shown = {name: found for name, found in metrics.items() if name not in left_out}
+    return ", ".join(f"{metric_title(name)} {percent(found)}" for name, found in shown.items())

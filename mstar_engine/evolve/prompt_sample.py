@@ -51,9 +51,12 @@ class PromptSample:
 def sample_prompts(
     problems: Sequence[Problem], encoder: PromptEncoder, image_token: int | None, count: int
 ) -> PromptSample:
-    """Encode at most `count` of the problems, evenly spread over them. `image_token`: the id that stands for a part of
+    """Encode at most `count` of the problems, evenly spread over them, and the one of the longest question: too long a
+    prompt stops a run where it comes up. `image_token`: the id that stands for a part of
     an image (None: such tokens are not told apart). ValueError names a problem whose image cannot be read."""
     chosen = spread_over(problems, count)
+    longest = max(problems, key=lambda problem: len(problem.question))
+    chosen += [longest] if all(longest is not one for one in chosen) else []
     images, pixels, image_tokens, tokens, inputs = [], [], [], [], []
     for problem in chosen:
         prompt = encoder.encode(problem)

@@ -42,7 +42,11 @@ def start(config: RunConfig, resume: bool) -> int:
     """Do or continue the run of `config`; returns the exit status."""
     quiet()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    data, benchmarks = read_data(config, Path(config.output_dir))
+    counted: dict[str, Quarantine] = {}
+    data, benchmarks = read_data(config, Path(config.output_dir), counted)
+    for name, quarantine in counted.items():
+        if quarantine.total:
+            print(f"mstar_engine: {name}: {quarantine.in_words()}; listed in {config.output_dir}", flush=True)
     check(config, data, benchmarks)
     with RunDirectory.create_or_resume(config, resume) as run:
         complete = set(stages_left(config.stages, run.journal)) <= {"report"} and run.journal.done(config.stages[-1])

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mstar_engine.evaluation_tables import columns_of, metric_title, policy_in_words, sampling_in_words
+from mstar_engine.evaluation_tables import (
+    columns_of,
+    metric_title,
+    policy_in_words,
+    published_in_words,
+    sampling_in_words,
+)
 from mstar_engine.summary import ALL, Summary
 from mstar_engine.types import Estimate
 
@@ -52,7 +58,7 @@ def evaluation_tables(summary: Summary) -> Evaluation | None:
             Row(category, next(iter(metrics.values())).items, tuple(map(metrics.get, columns)), category == ALL)
             for category, metrics in one.metrics.items()
         )
-        about = f"{one.problems:,} problems"
+        about = ". ".join(filter(None, (f"{one.problems:,} problems", published_in_words(one).rstrip("."))))
         tables.append(Table(name, about, tuple(map(metric_title, columns)), rows))
     if found.mean:
         row = Row("", 0, tuple(found.mean.values()), True)

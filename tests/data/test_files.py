@@ -116,6 +116,17 @@ def test_too_many_flawed_rows_stop_the_run_and_are_listed(folder):
     assert len(data.train) == 48 and len(listed.read_text().splitlines()) == 2
 
 
+def test_where_an_image_was_looked_for_and_why_nothing_is_left(folder):
+    """A format in front of the path keeps to the file's folder, and the refusal shows it."""
+    (folder / "rows").mkdir()
+    write_rows(folder / "rows" / "t.jsonl", [row(i) for i in range(3)])
+    train = {"train": f"rows:{folder}/rows/t.jsonl", "image_folder": str(folder)}
+    with pytest.raises(ValueError, match=f"missing image: '.*png' in {folder}/rows: no such file"):
+        load_data(config_of(folder, **train).data, 0)
+    with pytest.raises(ValueError, match=r"no problems among 3 rows: 3 of 3 rows set aside \(missing image 3\)"):
+        load_data(config_of(folder, **train, max_quarantined=1.0).data, 0)
+
+
 def test_image_limits_and_header_checks(folder):
     (folder / "0.png").write_bytes(png()[:-30])
     with pytest.raises(ValueError, match="unreadable image 15"):

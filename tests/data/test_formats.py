@@ -99,9 +99,32 @@ def test_mmstar_keeps_its_reasoning_subsets(tmp_path):
     problems, quarantine = read(parquet(tmp_path, *rows), form="mmstar")
     assert [p.source for p in problems] == ["instance reasoning", "logical reasoning", "math", "science & technology"]
     assert quarantine.left_out == 2 and not quarantine.total
-    assert {p.answer_type for p in problems} == {AnswerType(kind="choice")} and len({p.images for p in problems}) == 1
+    assert {p.answer_type for p in problems} == {AnswerType(kind="choice", choices=("x", "y"))}
+    assert len({p.images for p in problems}) == 1
     chosen, quarantine = read(tmp_path / "set.parquet", form="mmstar", categories=("coarse perception",))
     assert [p.id for p in chosen] == ["set/0"] and quarantine.left_out == 5
+
+
+def test_mmstar_s_choices_stand_in_the_question(tmp_path):
+    """Known where they are listed one by one; else only letters are, and the problem stays."""
+    listed = {
+        "Which?\nOptions: A: on the book., B: under, by B, C: Yes, no": ("on the book.", "under, by B", "Yes, no"),
+        "Is it?\nOptions:\nA: Yes\nB: No": ("Yes", "No"),
+        "Options: A: a, B: b\nOptions: A: c, B: d": ("c", "d"),
+        "Which?\n(A) x\n(B) y": (),
+        "Which?\nOptions: A: x, C: y": (),
+        "Which?\nOptions: A: x, B: , C: y": (),
+        "Which?\nOptions: A: x, B: y, A: z": (),
+        "Which?\nOptions: see A: x, B: y": (),
+        "Which?\nOptions: A: x": (),
+    }  # fmt: skip
+    rows = [
+        {"index": i, "question": question, "image": png(1), "answer": "A", "category": "math"}
+        for i, question in enumerate(listed)
+    ]
+    problems, quarantine = read(parquet(tmp_path, *rows), form="mmstar")
+    assert [p.answer_type.choices for p in problems] == list(listed.values()) and not quarantine.total
+    assert [p.question for p in problems] == list(listed)
 
 
 def test_mmbench_in_tsv_with_images_by_reference(tmp_path):

@@ -411,6 +411,13 @@ def test_paths_that_lead_nowhere(tmp_path):
             read(path, tmp_path)
 
 
+def test_a_file_is_not_taken_for_another_split(tmp_path):
+    rows = write_rows(tmp_path / "test-0.jsonl", [{"id": 1, "question": "a", "answer": "1"}])
+    assert len(read(rows, tmp_path, split="test")[0]) == 1
+    with pytest.raises(ValueError, match=r"test-0.jsonl#val: one file, of no such split; allowed: "):
+        read(rows, tmp_path, split="val")
+
+
 def test_saved_hugging_face_data_sets(tmp_path):
     datasets = pytest.importorskip("datasets")
     images = [picture(i) for i in range(3)]

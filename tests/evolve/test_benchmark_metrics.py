@@ -17,7 +17,16 @@ from mstar_engine.evolve.benchmark_metrics import (
     published_type,
     published_verdicts,
 )
-from mstar_engine.evolve.evaluate import EVENT, check_evaluation, evaluation_of, final_of, stages_left
+from mstar_engine.evolve.evaluate import (
+    EVENT,
+    all_lines,
+    answers_in_words,
+    check_evaluation,
+    evaluation_of,
+    final_of,
+    prompts_in_words,
+    stages_left,
+)
 from mstar_engine.evolve.intervals import mean_of, wilson
 from mstar_engine.journal import Journal
 from mstar_engine.summary import ALL, EvaluationSummary
@@ -83,8 +92,12 @@ def test_published_rules_only_where_they_judge_every_problem():
     found = benchmark_summary([typed], published="m3cot").metrics[ALL]
     assert (found["greedy"].value, found["greedy_published"].value) == (0, 1)
     bare = replace(typed, problem=replace(typed.problem, id="q", answer_type=AnswerType(kind="choice")))
-    assert published_verdicts([typed, bare], "m3cot") is None
-    assert list(benchmark_summary([typed, bare], published="m3cot").metrics[ALL]) == ["greedy"]
+    assert published_verdicts([bare], "m3cot") is None
+    assert published_verdicts([typed, bare], "m3cot") == {"p": True, "q": False}  # as it was judged
+    some = benchmark_summary([typed, bare], published="m3cot")
+    assert (some.unpublished, some.metrics[ALL]["greedy_published"].value) == (1, 0.5)
+    text = markdown(EvaluationSummary(policy="base", benchmarks={"x": some}), {})
+    assert "m3cot, which cannot judge 1 of the problems" in text
     assert published_verdicts([group], "mathvista") is None  # by exact match: no type
     latex = Problem(id="l", question="?", gold="x", answer_type=AnswerType(kind="latex"))
     assert published_type(latex, "mathvista") is None
@@ -198,7 +211,10 @@ def test_what_was_measured_of_which_policy(tmp_path):
         ("evaluate.benchmarks=x", 'evaluate.benchmarks="x"; allowed: a mapping of names to names'),
         ("evaluate.benchmarks={x: 3}", 'evaluate.benchmarks={"x": 3}; allowed: a mapping of names to names'),
         ("evaluate.benchmarks={x: ''}", 'evaluate.benchmarks={"x": ""}; allowed: a mapping of names to names'),
-        ("evaluate.benchmarks={Test: a}", "allowed: names other than test, ood, mean, which the tables have already"),
+        (
+            "evaluate.benchmarks={Test: a}",
+            "allowed: names other than train, unlabelled, warmup, validation, test, ood, mean",
+        ),
         ("evaluate.benchmarks={a: x, A: y}", "allowed: names that differ in more than upper and lower case"),
         *[
             (f"evaluate.benchmarks={{'{name}': a}}", "allowed: names of 1 to 64 letters, digits, '.', '_' and '-'")
@@ -213,9 +229,27 @@ def test_refusals(override, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_the_tables_say_how_was_asked_and_judged():
+    plain = load_config(None, [])
+    assert (prompts_in_words(plain), answers_in_words(plain)) == ("the question", "strict rules")
+    other = load_config(
+        None, ["prompts.system=Be\nbrief.", "prompts.template=Q: {question}", "answers.variant=mathvista",
+               "answers.extract=[boxed]"]
+    )  # fmt: skip
+    assert prompts_in_words(other) == "Q: {question}, behind the system message Be brief."
+    assert answers_in_words(other) == "mathvista rules, which are lenient, where they can judge, found by boxed"
+
+
 def test_what_earlier_runs_did_without():
     assert LATER["evaluate.n"] == LATER["evaluate.limit"] == 0
     base = config_hash(load_config())
     assert base == config_hash(load_config(None, ["evaluate.benchmarks={}", "evaluate.n=0"]))
     for changed in ("evaluate.n=1", "evaluate.benchmarks={x: a}", "evaluate.limit=5"):
         assert config_hash(load_config(None, [changed])) != base
+
+
+def test_the_closing_lines_leave_the_curve_of_pass_at_k_to_the_tables(tmp_path):
+    found = {"x": benchmark_summary(groups_of("a", samples=8))}
+    line = all_lines(EvaluationSummary(policy="base", benchmarks=found), tmp_path)[0]
+    assert line.startswith("x (1 problems): greedy 100.0 (") and "mean of the samples" in line and "majority" in line
+    assert "Pass@8" in line and "Pass@2" not in line and "unbiased" not in line

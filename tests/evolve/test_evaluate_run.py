@@ -165,6 +165,7 @@ def test_what_else_a_run_says(finished: Path) -> None:
     said = f"{100 * whole['value']:.1f} ({100 * whole['low']:.1f} to {100 * whole['high']:.1f})"
     (line,) = [one for one in text.splitlines() if one.startswith("| ALL | 10 |")]
     assert line.split(" | ")[2] == said and "temperature 1" in text and "seed 0" in text and "torch " in text
+    assert "- answers: strict rules\n" in text and "- prompts: the question\n" in text
     header = next(one for one in text.splitlines() if one.startswith("| category"))
     assert header.count("|") == line.count("|") and "greedy, published rules" in header and "Reward-Pass@2" in header
     page = (finished / "report.html").read_text()

@@ -222,7 +222,10 @@ def test_a_dry_run_of_each(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     # The longest prompts are those of the warm-up, which show the answer.
     longest = int(re.search(r"prompts of ([\d,]+) tokens \(the longest encoded\)", out)[1].replace(",", ""))
     assert max(lengths) < longest < max(lengths) + 400
-    assert f"allowed: at most {4096 - longest}" in error and "rollout.max_completion_length=4090" in error
+    assert (
+        f" tokens (train, answers shown), allowed: at most {4096 - longest}" in error
+        and "rollout.max_completion_length=4090" in error
+    )
     (tmp_path / "model" / "model.safetensors").unlink()
     assert main([*arguments, "--dry_run"]) == 1
     error = capsys.readouterr().err
