@@ -155,8 +155,8 @@ def _refuse_incomplete(path: str | Path, told: Mapping[str, Collection[Any]]) ->
         )
     if missing := sorted(told["missing_keys"]):
         raise ValueError(
-            f"model.model_name_or_path={path}: {len(missing)} tensors that its config.json asks for are not there, such "
-            f"as {missing[0]}; allowed: a complete checkpoint"
+            f"model.model_name_or_path={path}: {len(missing)} tensors that its config.json asks for are not there, "
+            f"such as {missing[0]}; allowed: a complete checkpoint"
         )
 
 
