@@ -30,6 +30,7 @@ from mstar_engine.models.compatibility import KVShape, asks_for_values, image_to
 from mstar_engine.models.export import tensors_of
 from mstar_engine.models.loading import blank_model, device_of, load_config_of, load_model, load_processor
 from mstar_engine.models.model_size import ModelSize, model_size
+from mstar_engine.models.sequence_limit import sequence_limit
 from mstar_engine.models.tiny import build_tiny
 from mstar_engine.types import Problem
 
@@ -146,7 +147,7 @@ def _refuse_too_long(config: RunConfig, model: PreTrainedModel, samples: Mapping
     name = max(samples, key=lambda name: samples[name].tokens.most)
     prompt = samples[name].tokens.most
     asked = config.rollout.max_completion_length
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    limit = sequence_limit(model.config)
     if limit is not None and prompt + asked > limit:
         room = f"at most {limit - prompt}" if prompt < limit else f"prompts below {limit} tokens, the model's positions"
         raise ValueError(

@@ -28,6 +28,7 @@ from mstar_engine.models.loading import (
     load_config_of,
 )
 from mstar_engine.models.lora import refuse_without_peft, target_layers
+from mstar_engine.models.sequence_limit import sequence_limit
 from mstar_engine.models.tiny import tiny_config
 from mstar_engine.models.vision_tower import freeze_vision_tower
 from mstar_engine.report.progress import Progress
@@ -116,7 +117,7 @@ def check_model(config: RunConfig) -> None:
     name = config.model.model_name_or_path
     model = config_of(config)
     refuse_unsupported(model)
-    longest = getattr(model.get_text_config(decoder=True), "max_position_embeddings", None)
+    longest = sequence_limit(model)
     asked = config.rollout.max_completion_length
     if longest is not None and asked >= longest:
         raise ValueError(f"rollout.max_completion_length={asked}; allowed: below {longest}, the positions of {name}")

@@ -20,6 +20,7 @@ from mstar_engine.evolve.hint import HintedPrompts, can_hint
 from mstar_engine.evolve.policy import Policy
 from mstar_engine.evolve.sieve import FATES, GIVEN_AWAY, KEPT, NO_ANSWER, RIGHT, SURPLUS, TOO_SHORT, UNFINISHED, Sieve
 from mstar_engine.journal import Journal
+from mstar_engine.models.sequence_limit import sequence_limit
 from mstar_engine.report.progress import Phase, Progress
 from mstar_engine.reward.answers import judge
 from mstar_engine.run_directory import RunDirectory
@@ -150,7 +151,7 @@ class Warmup:
 
     def _refuse_longer_than_positions(self, policy: Policy, encoder: HintedPrompts, problems: list[Problem]) -> None:
         """A hinted prompt is longer than those the run was checked with: refuse before hours of sampling."""
-        limit = getattr(policy.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        limit = sequence_limit(policy.model.config)
         longest = max(problems, key=lambda problem: len(encoder.text(problem)))
         tokens, more = len(encoder.encode(longest).input_ids), self.config.rollout.max_completion_length
         if limit is not None and tokens + more > limit:

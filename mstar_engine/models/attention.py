@@ -54,6 +54,11 @@ class AttentionStep(Protocol):
 
 _step: ContextVar[AttentionStep | None] = ContextVar("mstar_attention_step", default=None)
 _usual_name: ContextVar[str] = ContextVar("mstar_usual_attention", default="sdpa")
+_windows: ContextVar[set[int] | None] = ContextVar("mstar_mask_windows", default=None)
+
+
+class UnsupportedAttention(ValueError):
+    """What an attention layer asks for and no step can do."""
 
 
 @contextmanager
@@ -64,6 +69,17 @@ def attention_step(step: AttentionStep) -> Iterator[None]:
         yield
     finally:
         _step.reset(token)
+
+
+@contextmanager
+def mask_windows() -> Iterator[set[int]]:
+    """The sliding windows of the masks that a model asks for within, whether or not they are built."""
+    found: set[int] = set()
+    token = _windows.set(found)
+    try:
+        yield found
+    finally:
+        _windows.reset(token)
 
 
 @contextmanager
@@ -121,7 +137,7 @@ def _attention(
     if step is None:
         return usual(), None
     if kwargs.get("s_aux") is not None:
-        raise ValueError("attention sinks are not supported; to generate, use `model.generate` for this family")
+        raise UnsupportedAttention("its attention has sinks (a logit beside the keys')")
     window = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
     call = LayerCall(
         layer=int(module.layer_idx),
@@ -137,7 +153,9 @@ def _attention(
 
 
 def _mask(*args: object, **kwargs: object) -> torch.Tensor | None:
-    step = _step.get()
+    step, windows = _step.get(), _windows.get()
+    if windows is not None and kwargs.get("local_size"):
+        windows.add(int(kwargs["local_size"]))
     if step is not None and not step.needs_mask:
         return None
     return ALL_MASK_ATTENTION_FUNCTIONS[_usual_name.get()](*args, **kwargs)

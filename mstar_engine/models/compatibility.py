@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from mstar_engine.models.attention import LayerCall, attention_step, hooked, language_configs
+from mstar_engine.models.attention import (
+    LayerCall,
+    UnsupportedAttention,
+    attention_step,
+    hooked,
+    language_configs,
+    mask_windows,
+)
 
 KEY_VALUE_LAYERS = ("full_attention", "sliding_attention", "attention")
 
@@ -35,11 +42,13 @@ class _Probe:
     def __init__(self, device: torch.device) -> None:
         self.needs_mask = device.type != "meta"
         self.shapes: dict[int, tuple[int, int, int]] = {}
+        self.windows: set[int | None] = set()
         self.key = torch.empty(0)
 
     def attend(self, call: LayerCall) -> torch.Tensor:
         """Note the shapes and go on as usual."""
         self.key = call.key
+        self.windows.add(call.sliding_window)
         self.shapes[call.layer] = (call.key.shape[1], call.key.shape[3], call.value.shape[3])
         if self.needs_mask:
             return call.usual()
@@ -99,10 +108,12 @@ def probe(model: PreTrainedModel) -> KVShape:
     recorder = _Probe(model.device)
     tokens = torch.full((1, 2), ordinary_token_id(model.config), dtype=torch.long, device=model.device)
     try:
-        with hooked(language_configs(model)), attention_step(recorder):
+        with hooked(language_configs(model)), attention_step(recorder), mask_windows() as windows:
             model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
     except torch.OutOfMemoryError:
         raise
+    except UnsupportedAttention as error:
+        raise _refusal(model, str(error)) from error
     except Exception as error:  # a family's own code: what it wants besides tokens, the engine does not have
         if model.device.type == "meta" and asks_for_values(error):
             raise
@@ -115,6 +126,9 @@ def probe(model: PreTrainedModel) -> KVShape:
     if missing or len(recorder.shapes) > layers:
         which = f"layers {missing}" if missing else "layers that its config does not count"
         raise _refusal(model, f"{which} do not go through transformers' attention interface as its language model's")
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention"]
+    if "sliding_attention" in kinds and (unnamed := windows - recorder.windows):  # no short prompt would show it
+        raise _refusal(model, f"the window of {min(unnamed)} tokens is in its mask alone, its layers do not name it")
     kept = set(recorder.shapes.values())
     if len(kept) > 1 or any(key_dim != value_dim for _, key_dim, value_dim in kept):
         raise _refusal(model, f"its layers keep keys and values of several shapes {sorted(kept)}")

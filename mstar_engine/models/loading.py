@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -111,8 +113,8 @@ def load_model(
 
     A directory of adapters is loaded as the checkpoint that they belong to, with them merged.
 
-    Raises ValueError naming the path when the directory is no such checkpoint, or the dtype when it is unknown; naming
-    the attention when it cannot run there (see `attention_of`).
+    Raises ValueError naming the path when the directory is no such checkpoint, and a tensor that it lacks or has in
+    another shape; the dtype when it is unknown; the attention when it cannot run there (see `attention_of`).
     """
     if dtype not in DTYPES:
         raise ValueError(f"model.dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
@@ -123,17 +125,20 @@ def load_model(
     attention = attention_of(attn_implementation, config, dtype, device)
     processor = load_processor(path, trust_remote_code=trust_remote_code)  # before weights are read for minutes
     try:
-        model = with_attention(
+        model, told = with_attention(
             image_class(config),
             path,
             attention,
             dtype=DTYPES[dtype],
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ValueError(f"model.model_name_or_path={path}: cannot be loaded ({first_line})") from error
+    _refuse_incomplete(path, told)
     model = model.to(device)
     if adapters is not None:
         inject_saved(model, adapters)
@@ -141,7 +146,22 @@ def load_model(
     return model, processor
 
 
-def with_attention(kind: type, path: str | Path, attention: str, **named: object) -> PreTrainedModel:
+def _refuse_incomplete(path: str | Path, told: Mapping[str, Collection[Any]]) -> None:
+    """ValueError where transformers has filled weights with random numbers, by what it tells of loading."""
+    if other := sorted(told["mismatched_keys"], key=str):
+        name, found, wanted = other[0]
+        raise ValueError(
+            f"model.model_name_or_path={path}: {len(other)} tensors have other shapes than its config.json says, such "
+            f"as {name}: {list(found)}, not {list(wanted)}"
+        )
+    if missing := sorted(told["missing_keys"]):
+        raise ValueError(
+            f"model.model_name_or_path={path}: {len(missing)} tensors that its config.json asks for are not there, "
+            f"such as {missing[0]}; allowed: a complete checkpoint"
+        )
+
+
+def with_attention(kind: type, path: str | Path, attention: str, **named: object) -> Any:
     """`kind.from_pretrained(path, **named)` with an attention. Some families have a part without sdpa (a tower with
     relative positions, Gemma 2's soft cap): with "sdpa" such parts run eagerly, and the log says so."""
     try:

@@ -14,7 +14,6 @@ from pathlib import Path
 from threading import Lock
 
 import torch
-from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from mstar_engine.data.file_image import file_images
 from mstar_engine.data.image_integrity import ImageError
 from mstar_engine.data.images import ImageLimits, read_image
 from mstar_engine.data.tensor_cache import TensorCache
+from mstar_engine.models.foreign_prompts import refuse_nested, refuse_quoted, refused
 from mstar_engine.models.prompt_cache import Messages, PromptCache, Run
 from mstar_engine.prompt_template import PLAIN, fill
 from mstar_engine.types import Problem
@@ -116,11 +116,13 @@ class PromptEncoder:
         self._cache: OrderedDict[str, tuple[Problem, EncodedPrompt]] = OrderedDict()
         self._held = 0
         self._lock = Lock()
+        self._read_back = False
 
     def encode(self, problem: Problem) -> EncodedPrompt:
         """Encode a problem's images and question up to where the policy's turn begins.
 
-        Raises ValueError, naming the problem and the path, for a missing or corrupt image.
+        Raises ValueError, naming the problem and the path, for a missing or corrupt image; naming the processor for
+        what its code or its chat template cannot do (see `foreign_prompts.py`).
         """
         with self._lock:
             hit = self._cache.get(problem.id)
@@ -166,10 +168,15 @@ class PromptEncoder:
         except ImageError as error:  # found when the pixels were asked for
             paths = ", ".join(map(str, problem.images))
             raise ValueError(f"problem {problem.id!r}: cannot read image {paths}: {error}") from error
-        except (TypeError, TemplateError) as error:  # of a template for text alone, or one that refuses a role
-            name = type(self.processor).__name__
-            raise ValueError(f"problem {problem.id!r}: {name}'s chat template cannot render it: {error}") from error
-        return self._sorted(outputs)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # of the processor's own code, or its template's
+            raise ValueError(f"problem {problem.id!r}: {refused(self.processor, error, self.system)}") from error
+        prompt = self._sorted(outputs)
+        if not self._read_back and not isinstance(messages[-1]["content"], str):
+            refuse_quoted(self.processor, self.tokenizer, prompt.input_ids, problem)
+            self._read_back = True
+        return prompt
 
     def _outputs_of(self, messages: Messages) -> Mapping[str, Tensor]:
         """The processor's outputs for a conversation."""
@@ -191,6 +198,8 @@ class PromptEncoder:
 
 
 def _rendered(processor, messages: Messages) -> Mapping[str, Tensor]:
-    return processor.apply_chat_template(
+    outputs = processor.apply_chat_template(
         messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )
+    refuse_nested(outputs)
+    return outputs

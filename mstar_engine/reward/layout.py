@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from mstar_engine.models.foreign_prompts import refuse_nested
 from mstar_engine.models.prompt_cache import Messages
 from mstar_engine.models.prompts import PromptEncoder
 from mstar_engine.prompt_template import PLAIN
@@ -121,9 +122,11 @@ def _cut_at_step(processor, messages: Messages) -> Mapping[str, Tensor]:
     bos = getattr(processor, "tokenizer", processor).bos_token
     # One list a text, as chat templates do it: the image processor is called as for the policy.
     arguments = {"images": [images]} if images else {}
-    return processor(
+    outputs = processor(
         text=[text], **arguments, return_tensors="pt", add_special_tokens=not (bos and text.startswith(bos))
     )
+    refuse_nested(outputs)
+    return outputs
 
 
 def token_id(tokenizer, text: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from mstar_engine.models.attention import language_configs
 from mstar_engine.models.compatibility import forget_rope_deltas, probe, unwritten_ids
 from mstar_engine.models.fused import FusedLayers, fuses
+from mstar_engine.models.generation_settings import end_ids, left_out
 from mstar_engine.models.image_attention import image_configs
 from mstar_engine.models.image_batches import ImageBatches
 from mstar_engine.models.lora import LoraMerge, has_lora
@@ -29,6 +31,7 @@ from mstar_engine.rollout.wave import Pending, Wave
 from mstar_engine.types import Group, Problem, SamplingParams
 from mstar_kernels import _C
 
+log = logging.getLogger(__name__)
 DECODE_FORMS = ("auto", "eager", "fixed")
 
 
@@ -104,6 +107,9 @@ class RolloutEngine:
         if self.shape.device.type == "cpu":
             _C.set_num_threads(torch.get_num_threads())
         self.banned_ids = torch.tensor(unwritten_ids(model.config, self.processor), dtype=torch.int32)
+        if ignored := left_out(model):
+            said = ", ".join(f"{name}={value}" for name, value in ignored.items())
+            log.warning("rollout: the checkpoint's generation config has no effect on what is drawn: %s", said)
         self.stats = RolloutStats()
         if image_cache_memory is None:
             image_cache_memory = 2**30 if self.shape.device.type == "cuda" else 0
@@ -221,12 +227,8 @@ class RolloutEngine:
             )
 
     def stop_ids(self) -> list[int]:
-        """Ids that end a response: the generation config's and the tokenizer's end tokens."""
-        ids = {self.tokenizer.eos_token_id}
-        for config in (getattr(self.model, "generation_config", None), self.model.config.get_text_config(decoder=True)):
-            named = getattr(config, "eos_token_id", None)
-            ids.update(named if isinstance(named, (list, tuple)) else [named])
-        return sorted(token for token in ids if token is not None)
+        """Ids that end a response: those at which `model.generate` ends one, and the tokenizer's end token."""
+        return sorted(end_ids(self.model) | {self.tokenizer.eos_token_id} - {None})
 
     def most_blocks(self) -> int:
         """Blocks that the allowed memory holds, at least one."""

@@ -20,6 +20,7 @@ import torch
 from mstar_engine.models.attention import hooked
 from mstar_engine.models.image_attention import packed_images
 from mstar_engine.models.prompts import EncodedPrompt
+from mstar_engine.models.sequence_limit import sequence_limit
 from mstar_engine.rollout.kv_cache import KVCache
 from mstar_engine.rollout.stats import RolloutStats
 from mstar_engine.rollout.stepper import Stepper
@@ -105,12 +106,13 @@ class Wave:
 
     def _scheduler(self, cache: KVCache, **options: object) -> _C.Scheduler:
         engine = self.engine
+        limit = sequence_limit(engine.model.config) or MAX_TABLE_TOKENS
         return _C.Scheduler(
             num_blocks=cache.num_blocks,
             block_size=engine.block_size,
             max_rows=engine.max_rows,
             max_prefill_tokens=engine.max_prefill_tokens,
-            max_sequence_length=min(self._sequence_limit(), cache.num_blocks * engine.block_size, MAX_TABLE_TOKENS),
+            max_sequence_length=min(limit, cache.num_blocks * engine.block_size, MAX_TABLE_TOKENS),
             stop_ids=sorted({*engine.stop_ids(), *self.first.params.stop_token_ids}),
             admit_rows=max(1, engine.max_rows // ADMIT_SHARE),
             **options,
@@ -178,10 +180,6 @@ class Wave:
         prompt, size = len(item.prompt.input_ids), self.engine.block_size
         own = math.ceil((prompt + item.params.max_tokens) / size) - prompt // size
         return prompt // size + item.params.n * own + 1
-
-    def _sequence_limit(self) -> int:
-        text = self.engine.model.config.get_text_config(decoder=True)
-        return int(getattr(text, "max_position_embeddings", None) or 2**31 - 1)
 
 
 def problem_key(problem_id: str) -> int:

@@ -1,6 +1,7 @@
 """Where a model is loaded, and with which attention: what "auto" comes to, and what cannot be met."""
 
 import importlib.util
+import json
 
 import pytest
 import torch
@@ -71,3 +72,19 @@ def test_loading_resolves_what_it_is_asked(tmp_path) -> None:
     assert model.config._attn_implementation == "sdpa" and model.dtype == torch.bfloat16
     with pytest.raises(ValueError, match="flash_attention_2: it needs CUDA"):
         load_model(tmp_path, dtype="bfloat16", attn_implementation="flash_attention_2")
+
+
+def test_weights_that_a_checkpoint_lacks_are_not_made_up(tmp_path) -> None:
+    save_model(*build_tiny(0), tmp_path)
+    whole = (tmp_path / "config.json").read_text()
+    config = json.loads(whole)
+    config["text_config"]["num_hidden_layers"] += 1
+    config["text_config"].pop("layer_types", None)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"9 tensors that its config.json asks for are not there, such as model\.lang"):
+        load_model(tmp_path)
+    config = json.loads(whole)
+    config["text_config"]["intermediate_size"] //= 2
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"tensors have other shapes .* such as model\.language.*: \[\d+, \d+\], not"):
+        load_model(tmp_path)

@@ -89,6 +89,9 @@ def test_token_types_are_kept_apart():
     class Processor:
         chat_template = "template"
 
+        def decode(self, ids):
+            return "b"
+
         def apply_chat_template(self, messages, **options):
             ids = torch.tensor([[1, 2, 3]], dtype=torch.int32)
             types = torch.ones_like(ids)
