@@ -18,6 +18,7 @@ Reason = Literal[
     "unreadable image",
     "oversized image",
     "conflicting id",
+    "conflicting gold",
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
 _SHOWN = 60

@@ -18,7 +18,9 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # What programs write where there was nothing, never an answer.
 _NOTHING = {"nan", "null", "<na>", "undefined"}
 _LONGEST_NUMBER = 100
+_FRACTION = re.compile(r"\s*[+-]?\d+\s*/\s*[+-]?(\d+)\s*")
 _INTEGER = re.compile(r"[+-]?(\d+|\d{1,3}(,\d{3})+)(\.0*)?")
+_WHOLE = re.compile(r"\d{1,9}(\.0*)?")
 _KINDS = {
     **{kind: kind for kind in KINDS},
     "multi_choice": "choice",
@@ -76,17 +78,28 @@ def _text(value: Any, kind: str | None, field: str) -> str:
     if isinstance(value, (list, tuple)):
         if kind != "list":
             raise Flaw("bad gold", field, f"{shown(value)} is a list; allowed with answer_type list")
-        if not value or not all(isinstance(item, (str, int, float)) and not is_absent(item) for item in value):
+        if not value or not all(map(_is_item, value)):
             raise Flaw("bad gold", field, f"{shown(value)} is no list of texts or numbers")
         return json.dumps(list(value), ensure_ascii=False)
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise Flaw("bad gold", field, f"{value} is not finite")
-        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
-    text = plain_text(str(value), "bad gold", field).strip()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Flaw("bad gold", field, f"{value} is not finite")
+    text = plain_text(_written(value), "bad gold", field).strip()
     if not text or text.casefold() in _NOTHING:
         raise Flaw("bad gold", field, f"{shown(text)} is no answer")
     return text
+
+
+def _is_item(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, (str, int)) and not isinstance(value, bool) and value != ""
+
+
+def _written(value: str | int | float) -> str:
+    """A text, or a number as golds and choices write it alike: whole ones without decimals."""
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
+    return str(value)
 
 
 def plain_text(text: str, reason: Any, field: str) -> str:
@@ -121,7 +134,7 @@ def _choices(value: Any, field: str) -> tuple[str, ...]:
     for item in value:
         if isinstance(item, bool) or is_absent(item) or not isinstance(item, (str, int, float)):
             raise Flaw("bad choices", field, f"{shown(item)} is no choice")
-        text = plain_text(str(item), "bad choices", field).strip()
+        text = plain_text(_written(item), "bad choices", field).strip()
         if not text:
             raise Flaw("bad choices", field, "an empty choice")
         texts.append(text)
@@ -162,15 +175,14 @@ def _is_finite(text: str) -> bool:
     try:
         return math.isfinite(float(text.replace(",", "").removesuffix("%")))
     except ValueError:
-        # A fraction is a number too, of finite parts.
-        parts = text.split("/")
-        return len(parts) == 2 and all(part.strip().lstrip("+-").isdecimal() for part in parts) and float(parts[1]) != 0
+        fraction = _FRACTION.fullmatch(text)  # a number too
+        return fraction is not None and int(fraction[1]) != 0
 
 
 def _precision(value: Any, field: str) -> int | None:
     if is_absent(value):
         return None
-    if isinstance(value, str) and value.strip().isdecimal():
+    if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
         value = float(value)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= value <= MAX_PRECISION or value != int(value):

@@ -187,11 +187,17 @@ class ImageFiles:
     def _written(self, data: bytes, digest: str) -> Path:
         path = self.kept / digest[:2] / digest[2:]
         # Read back rather than waited for: a file that a crash spoiled is written anew.
-        if not (path.is_file() and path.read_bytes() == data):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
+        try:
+            if not (path.is_file() and path.read_bytes() == data):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+                temporary.write_bytes(data)
+                os.replace(temporary, path)
+        except OSError as error:  # of the disk, not of the row
+            raise ValueError(
+                f"images of rows cannot be kept in {self.kept}: {error.strerror or error}; "
+                "needed: a folder that can be written to (data.cache_dir), and room"
+            ) from None
         return path.absolute()
 
     def _judge(self, data: bytes) -> None:

@@ -20,6 +20,8 @@ _INFLATE = 1 << 20  # bytes inflated at a time
 _NOISE = bytes(np.random.default_rng(0).integers(1, 255, 64, dtype=np.uint8))
 # A decoder between two restart intervals skips all up to the marker of the next.
 _NOISE += b"".join(bytes((0xFF, 0xD0 + number)) + _NOISE for number in range(8))
+MOST_SCANS = 100
+"""Of a JPEG file; programs write some ten (libtiff has the same limit)."""
 _LONG = 12  # bits of a GIF code at most
 
 
@@ -57,6 +59,16 @@ def check_png(data: bytes) -> None:
         raise ImageError(f"damaged: {found:,} bytes of pixels; its header promises {wanted:,}")
 
 
+def tells_behind_pixels(data: bytes) -> bool:
+    """Whether a PNG file has chunks that may tell its orientation behind its pixels; not so in one that is cut."""
+    try:
+        kinds = [kind for kind, _, _ in _png_chunks(data)]
+    except ImageError:
+        return False
+    behind = kinds[kinds.index(b"IDAT") :] if b"IDAT" in kinds else []
+    return not {b"eXIf", b"iTXt", b"tEXt", b"zTXt"}.isdisjoint(behind)
+
+
 def _png_length(width: int, height: int, depth: int, colour: int, *rest: int) -> int:
     """Bytes that the pixels of a PNG file of this header inflate to."""
     bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 1)
@@ -82,6 +94,29 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         if at > len(data):
             raise ImageError("damaged: the file ends early")
         yield kind, start, start + length
+
+
+def check_scans(data: bytes) -> None:
+    """Refuse a JPEG file of more scans than any picture has. ImageError.
+
+    Each may cost a pass over all pixels and take less than a hundred bytes: a small file could be decoded for hours.
+    """
+    if data.count(b"\xff\xda") <= MOST_SCANS:  # where every scan begins, and other bytes may look alike
+        return
+    at, scans = 2, 0
+    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
+        kind = data[at + 1]
+        if kind == 0xD9:
+            return
+        if kind == 0xFF:  # fill
+            at += 1
+        elif kind <= 0x01 or 0xD0 <= kind <= 0xD8:  # a stuffed byte of a scan, or a marker without a length
+            at += 2
+        else:
+            scans += kind == 0xDA
+            at += 2 + max(2, struct.unpack_from(">H", data, at + 2)[0])
+        if scans > MOST_SCANS:
+            raise ImageError(f"more than {MOST_SCANS} scans", oversized=True)
 
 
 def check_jpeg(data: bytes, image: Image.Image) -> None:

@@ -12,13 +12,22 @@ import struct
 import threading
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from mstar_engine.data.image_integrity import ImageError, check_gif, check_jpeg, check_png
+from mstar_engine.data.image_integrity import (
+    ImageError,
+    check_gif,
+    check_jpeg,
+    check_png,
+    check_scans,
+    tells_behind_pixels,
+)
 from mstar_engine.data.pixel_room import PixelRoom
 
 # Formats that decode in Pillow itself: none that runs another program (EPS) or fetches. A Pillow may lack WebP.
@@ -88,7 +97,9 @@ def image_size(data: bytes, limits: ImageLimits) -> tuple[int, int]:
     """Width and height in pixels, upright, from the header alone. ImageError when it is damaged or over the limits."""
     with _opened(data, limits) as image:
         width, height = image.size
-        return (height, width) if _orientation(image) >= 5 else (width, height)
+        # Of a PNG file Pillow would decode the pixels, to read what may stand behind them.
+        read = image.getexif if image.format != "PNG" or tells_behind_pixels(data) else partial(_plain_exif, image)
+        return (height, width) if _orientation(read) >= 5 else (width, height)
 
 
 def decode(data: bytes, limits: ImageLimits) -> Image.Image:
@@ -152,20 +163,27 @@ def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
         )
     if not width * height:
         raise ImageError(f"{width} x {height} pixels")
+    if image.format in ("JPEG", "MPO"):
+        check_scans(data)
     return image
 
 
-def _orientation(image: Image.Image) -> int:
+def _plain_exif(image: Image.Image) -> Image.Exif:
+    """The EXIF data that has been read with the header."""
+    return Image.Image.getexif(image)
+
+
+def _orientation(read: Callable[[], Image.Exif]) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is none that can be read: it is no part of the pixels."""
     try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        value = read().get(ExifTags.Base.Orientation, 1)
     except _DAMAGE:
         return 1
     return value if value in range(1, 9) else 1
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    if _orientation(image) == 1:
+    if _orientation(image.getexif) == 1:
         return image
     try:
         return ImageOps.exif_transpose(image)

@@ -201,7 +201,8 @@ class _Splitter:
             except RecursionError:
                 deep += 1
                 continue
-            yield at, value, end - at
+            if value:  # "{}" is no row, and TeX is full of it
+                yield at, value, end - at
 
     def _resume(self) -> bool:
         """Put the cursor at the next row behind a damaged one; False when there is none."""

@@ -72,10 +72,11 @@ def read_problems(
     """The problems of a source, in the order of its rows; ids begin with the name of the source.
 
     Of rows with one id and one content the first is kept and the others are only counted; with another content the
-    later ones are set aside, as are those whose reference answer is `unusable`. ValueError when there is nothing to
-    read.
+    later ones are set aside, as are those that ask what an earlier one asks and have another reference answer, and
+    those whose reference answer is `unusable`. ValueError when there is nothing to read.
     """
     seen: dict[str, bytes] = {}
+    golds: dict[bytes, bytes] = {}
     read = 0
     rows = _with_images(_rows(source, images, quarantine), images)
     for row in rows if unusable is None else _with_usable_golds(rows, unusable):
@@ -87,6 +88,11 @@ def read_problems(
                     quarantine.repeated += 1
                     continue
                 flaw = Flaw("conflicting id", row.names["id"], "an earlier row of this id has another content")
+            elif problem.gold is not None and not source.responses:
+                gold = _digest(" ".join(problem.gold.split()).casefold())
+                if golds.setdefault(_asked_of(problem), gold) != gold:
+                    said = f"{shown(problem.gold)}; an earlier row asks the same and has another answer"
+                    flaw = Flaw("conflicting gold", row.names["gold"], said)
         if flaw is not None:
             quarantine.add(row.file, row.number, row.id, flaw)
             continue
@@ -176,6 +182,16 @@ def _with_usable_golds(rows: Iterator[_Row], unusable: UnusableGolds) -> Iterato
 def _content(problem: Problem) -> bytes:
     """A digest of all that a problem says beside its id."""
     said = (problem.question, problem.images, problem.gold, problem.answer_type, problem.source, problem.response)
+    return _digest(said)
+
+
+def _asked_of(problem: Problem) -> bytes:
+    """A digest of what a problem asks: those that ask the same about the same images have one answer."""
+    choices = problem.answer_type.choices if problem.answer_type is not None else ()
+    return _digest((problem.question, problem.images, choices))
+
+
+def _digest(said: object) -> bytes:
     return hashlib.blake2b(repr(said).encode(), digest_size=16).digest()
 
 

@@ -17,7 +17,7 @@ def tsv_rows(path: Path) -> Rows:
     csv.field_size_limit(MAX_ROW_BYTES)
     # Bytes that are not UTF-8 stay apart from text, so that only the rows that hold them are lost.
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+        reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
         header = next(reader, None)
         if not header or len(set(header)) < len(header):
             raise ValueError(f"{path}: no header line with distinct names")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from mstar_engine.reward import latex, verdict
+from mstar_engine.reward.answers import normalise
 from mstar_engine.reward.golds import Gold
 from mstar_engine.types import Problem
 
@@ -39,7 +40,9 @@ def unusable(problems: Sequence[Problem]) -> list[str | None]:
     found, formulas = [], []
     for problem in problems:
         said = None
-        if problem.answer_type is not None and problem.gold is not None:
+        if problem.answer_type is None and problem.gold is not None and not normalise(problem.gold):
+            said = f"reference answer {problem.gold!r}: {verdict.EMPTY}; needed: something that an answer can match"
+        elif problem.answer_type is not None and problem.gold is not None:
             try:
                 gold = Gold(problem.gold, problem.answer_type)
             except ValueError as error:

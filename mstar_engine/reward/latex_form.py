@@ -1,8 +1,9 @@
 """What a LaTeX answer may hold beside the formula that it is: nothing that the reference answer does not hold as well.
 
-math-verify looks for a formula in what it is given, and is lenient: to it "5 apples", "5 \\text{ or } 6" and "5\\%" are
-5. As a reward that is containment. So words, percent signs, line breaks, ellipses and approximations must be those of
-the reference answer, and an equation's left side must be a name ("x = 5", "f(x) = 5") where the reference is none.
+math-verify looks for a formula in what it is given, and is lenient: to it "5 apples", "5 \\text{ or } 6", "5\\%", "5|6"
+and "5²" are 5. As a reward that is containment. So words, percent signs, line breaks, ellipses, approximations and
+characters that it reads over must be those of the reference answer, and an equation's left side must be a name
+("x = 5", "f(x) = 5") where the reference is none.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ _MARKS = (
     "%", ";", "\\\\", "\\approx", "\\sim", "\\ne", "\\ldots", "\\dots", "\\cdots", "\\pm", "\\lor", "\\vee", "\\land",
     "\\wedge", "\\quad", "\\qquad", "\u2248", "\u2260", "\u2026", "...", "\u00b1",
 )  # fmt: skip
+# What math-verify reads up to, or reads over: subscripts of numbers, signs between them, membership.
+_STRAY = re.compile(r"[@#&']|[0-9] ?[~|] ?[0-9]|[0-9] ?_|\\\||\\(?:in|ni)(?![a-zA-Z])")
+_SIGNS = frozenset("\u00d7\u00f7\u00b7\u22c5\u221a\u221e\u00b0\u2264\u2265\u222a\u2229")
 # Letters that stand for constants and operators, whoever writes them.
 _CONSTANTS = frozenset("eid")
 
@@ -36,6 +40,10 @@ def more_than_a_formula(answer: str, gold: str) -> bool:
         name, _, answer = answer.partition("=")
         if "=" in answer or not _NAME.fullmatch(name.strip()):
             return True
+    if any(stray[0] not in gold for stray in _STRAY.finditer(answer)):
+        return True
+    if any(not (one.isascii() or one.isalpha() or one in _SIGNS or one in gold) for one in answer):
+        return True
     words, runs = _words(answer)
     known, letters = _words(gold)[0], frozenset(_COMMAND.sub(" ", gold)) | _CONSTANTS
     return not words <= known or any(run not in _FUNCTIONS and not letters.issuperset(run) for run in runs)

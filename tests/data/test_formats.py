@@ -43,8 +43,16 @@ def test_mathvista_in_parquet(tmp_path):
     texts = ["3", "4"]
     rows = [
         mathvista(),
-        mathvista(pid="4", choices=texts, answer="4", question_type="multi_choice", answer_type="text", precision=None),
-        mathvista(pid="5", answer="[1, 2]", answer_type="list", precision=None, unit=None),
+        mathvista(
+            pid="4",
+            query="Which?",
+            choices=texts,
+            answer="4",
+            question_type="multi_choice",
+            answer_type="text",
+            precision=None,
+        ),
+        mathvista(pid="5", query="Both?", answer="[1, 2]", answer_type="list", precision=None, unit=None),
         mathvista(pid="6", metadata={"task": "poetry", "category": "x"}),
     ]
     problems, quarantine = read(parquet(tmp_path, *rows), form="mathvista")

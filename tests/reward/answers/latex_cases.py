@@ -171,6 +171,21 @@ CASES = [
         MORE_THAN_A_FORMULA: ["x = 1, x = 2", "1 and 2", "1 \\text{ and } 2", "1; 2"],
         UNREADABLE: ["$1$, $2$"],
     }),
+    ("5", LATEX, {
+        MATCH: ["|-5|", "f'(x) = 5", "10/2", "\\sqrt{25}", "5 \u00d7 1", "\u0665"],
+        MISMATCH: ["5 \u00d7 6", "|6|", "25", "5^2"],
+        MORE_THAN_A_FORMULA: [
+            "5|6", "5 | 6", "5~6", "5@6", "5#6", "5&6", "5_6", "5_{6}", "5'", "5\u00b2", "5\u0336", "5\u2465", "5\\|6",
+            "5 \\in \\{5, 6\\}", "x \\in \\{5\\}",
+        ],
+    }),
+    ("x \\in [0, 1]", LATEX, {
+        MATCH: ["x \\in [0, 1]", "[0, 1]"],
+    }),
+    ("3x_2", LATEX, {
+        MATCH: ["3x_2", "3 x_2", "x_2 \\cdot 3"],
+        MISMATCH: ["3x_1", "3x"],
+    }),
     ("5 \\text{ cm}", LATEX, {
         MATCH: ["5 \\text{ cm}", "5\\text{cm}", "5 \\mathrm{cm}", "x = 5 \\text{ cm}"],
         MISMATCH: ["6 \\text{ cm}", "50 \\text{ cm}"],

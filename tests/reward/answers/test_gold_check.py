@@ -71,3 +71,8 @@ def test_a_row_with_such_a_gold_is_set_aside_and_nothing_else_lost(tmp_path: Pat
         "detail": "reference answer '\\\\begin{array}': unreadable LaTeX; needed: a formula",
     }  # fmt: skip
     assert (float_row["row"], float_row["reason"]) == (12, "bad gold") and "not a number" in float_row["detail"]
+
+
+def test_a_gold_that_exact_match_reads_as_nothing_is_unusable():
+    said = unusable([problem(gold, None) for gold in (".", " . ", "1", None)])
+    assert [one is not None for one in said] == [True, True, False, False]
