@@ -78,6 +78,7 @@ class ProcessReward:
             seed=config.seed,
             dtype=config.dtype,
             attn_implementation=config.model.attn_implementation,
+            trust_remote_code=_trusted(config),
             device=device_of(config.model.device),
             delimiter=steps.delimiter,
             max_steps=steps.max_steps,
@@ -264,10 +265,16 @@ def scoring_model(config: RunConfig, run: Path, policy_processor: Any) -> Proces
         dtype=config.dtype,
         attn_implementation=config.model.attn_implementation,
         device=device_of(config.model.device),
+        trust_remote_code=_trusted(config),
         **options,
     )
     share_images(scorer, config)
     return scorer
+
+
+def _trusted(config: RunConfig) -> bool:
+    """Whether a process reward model may run code: the policy's own, where that is trusted."""
+    return config.model.trust_remote_code and config.prm.model_name_or_path == POLICY
 
 
 def share_images(prm: ProcessRewardModel, config: RunConfig) -> None:

@@ -25,14 +25,21 @@ def hidden_states(model: PreTrainedModel, **inputs: Any) -> Tensor:
 
 
 def backbone_of(model: PreTrainedModel) -> nn.Module:
-    """The part of a model below its output head. ValueError naming the family where transformers has none apart."""
-    if model.base_model is model and model.get_output_embeddings() is not None:
+    """The part of a model below its output head. ValueError naming the family where transformers has none apart: none
+    at all, or a language model with its head, which has seen no image."""
+    if not stands_apart(model) and model.get_output_embeddings() is not None:
         family, version = model.config.model_type, transformers.__version__
         raise ValueError(
             f"model family {family!r} has no part below its output head in transformers {version}: it cannot score "
             "steps; use a process reward model of another family"
         )
     return model.base_model
+
+
+def stands_apart(model: PreTrainedModel) -> bool:
+    """Whether what transformers calls the base model is all of the model below its output head."""
+    base = model.base_model
+    return base is not model and (not isinstance(base, PreTrainedModel) or base.get_output_embeddings() is None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +57,7 @@ def output_head(model: nn.Module) -> OutputHead | None:
     a family that scales its logits, or feeds its head something else than the last hidden state, shows.
     """
     linear = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    if type(linear) is not nn.Linear or model.base_model is model:
+    if type(linear) is not nn.Linear or not stands_apart(model):
         return None
     softcap = getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
     images = set(special_image_ids(model.config))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mstar_engine.models.backbone import stands_apart
 from mstar_engine.models.compatibility import forget_rope_deltas, ordinary_token_id
 from mstar_engine.models.packed_row import in_words, most_difference
 from mstar_engine.models.prompts import EncodedPrompt, joined_inputs
@@ -132,7 +133,8 @@ class ImageBatches:
         forget_rope_deltas(self.model)
         ends = [len(prompt.input_ids) for prompt in prompts]
         inputs = padded_inputs(prompts, self.model) if len(set(ends)) > 1 else stack_inputs(prompts, self.model.device)
-        output = self.model.base_model(**inputs, use_cache=False)
+        part = self.model.base_model if stands_apart(self.model) else self.model
+        output = part(**inputs, use_cache=False)
         states = output.last_hidden_state if "last_hidden_state" in output else output.logits
         return torch.stack([row[end - 1] for row, end in zip(states, ends)]).float()
 

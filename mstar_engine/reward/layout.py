@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from mstar_engine.models.foreign_prompts import refuse_nested
 from mstar_engine.models.prompt_cache import Messages
@@ -88,13 +89,13 @@ class Layout:
 class FormEncoder(PromptEncoder):
     """Encodes problems as a form puts the question. With turns, steps go on in the user's turn.
 
-    A processor without an image processor is a text model's: a problem with images is refused, by name.
+    A tokenizer is a text model's: a problem with images is refused, by name.
     """
 
     def __init__(self, form: PrmForm, processor, system: str | None = None, template: str = PLAIN) -> None:
         super().__init__(processor, system, template=template)
         self.form = form
-        self.reads_images = getattr(processor, "image_processor", None) is not None
+        self.reads_images = not isinstance(processor, PreTrainedTokenizerBase)
 
     def text(self, problem: Problem) -> str:
         """What the user says beside the images."""

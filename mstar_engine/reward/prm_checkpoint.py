@@ -20,14 +20,23 @@ from transformers import (
     PreTrainedModel,
 )
 
+<<<<<<< HEAD
 from mstar_engine.models.image_library import processor_fault
+=======
+>>>>>>> eyes2
 from mstar_engine.models.loading import (
     DTYPES,
     IMAGE_CLASSES,
     attention_of,
+<<<<<<< HEAD
     image_class,
     load_config_of,
     processor_of,
+=======
+    class_of,
+    image_class,
+    load_config_of,
+>>>>>>> eyes2
     with_attention,
 )
 from mstar_engine.prompt_template import PLAIN
@@ -48,6 +57,7 @@ def load_prm(
     dtype: str = "float32",
     device: str | torch.device = "cpu",
     attn_implementation: str = "sdpa",
+    trust_remote_code: bool = False,
     **options: Any,
 ) -> ProcessRewardModel:
     """The process reward model of a checkpoint directory.
@@ -55,17 +65,18 @@ def load_prm(
     `form` names a row of `forms.FORMS`; None reads it from the checkpoint (config.json of ours, a `score` or `v_head`
     head of the known ones). `policy_processor`: that of the policy whose responses will be scored. `options` go to
     ProcessRewardModel (`delimiter`, `max_steps`, `reduction`, `system` ...), over those of the checkpoint.
+    `trust_remote_code`: run code that the checkpoint brings, as one fitted from such a policy does.
 
     Raises ValueError naming the path: no checkpoint, no such form, a head that is not there or of another width, label
     tokens that its tokenizer lacks, a tokenizer or image processor that differs from the policy's.
     """
-    config = load_config_of(path)
+    config = load_config_of(path, trust_remote_code=trust_remote_code)
     where = f"process reward model {path}"
     said = dict(getattr(config, KEY, None) or {})
     name = form or said.pop("form", None) or _guess(config, path, where)
     row = form_named(name, where)
     attention = attention_of(attn_implementation, config, dtype, torch.device(device))
-    model, processor = _load(config, path, dtype, attention, where)
+    model, processor = _load(config, path, dtype, attention, where, trust_remote_code)
     if policy_processor is not None:
         refuse_other_processor(processor, policy_processor, where)
     head = build_head(row, model, processor, where, _head_tensors(path, row, where))
@@ -194,14 +205,18 @@ def _head_tensors(path: str | Path, form: PrmForm, where: str) -> dict[str, torc
     return tensors
 
 
-def _load(config: PretrainedConfig, path: str | Path, dtype: str, attention: str, where: str):
+def _load(config: PretrainedConfig, path: str | Path, dtype: str, attention: str, where: str, trust: bool):
     """Model with an output head, and processor; a family without images is loaded as a text model."""
-    arguments = {"dtype": DTYPES[dtype], "use_safetensors": True}
-    sees = any(type(config) in kind._model_mapping for kind in IMAGE_CLASSES)
+    arguments: dict[str, Any] = {"dtype": DTYPES[dtype], "use_safetensors": True, "trust_remote_code": trust}
+    sees = class_of(config) is None or any(type(config) in kind._model_mapping for kind in IMAGE_CLASSES)
     try:
         if sees:
             model = with_attention(image_class(config), path, attention, **arguments)
+<<<<<<< HEAD
             return model.eval(), processor_of(path)
+=======
+            return model.eval(), AutoProcessor.from_pretrained(path, trust_remote_code=trust)
+>>>>>>> eyes2
         arguments["config"] = AutoConfig.from_pretrained(path)
         model = with_attention(AutoModelForCausalLM, path, attention, **arguments)
         return model.eval(), AutoTokenizer.from_pretrained(path)

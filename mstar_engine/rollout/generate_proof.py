@@ -31,6 +31,10 @@ MOST, MOST_IN_HALF = 0.01, 0.25
 in half precision, and below what a foreign state does."""
 
 
+class OwnLoopError(Exception):
+    """A family's `generate` has drawn tokens and has no logits to show for them."""
+
+
 class GenerateProof:
     """Proves kinds of prompts, once each; kept over waves."""
 
@@ -60,6 +64,11 @@ class GenerateProof:
             drawn, expected = self._generate(inputs)
         except torch.OutOfMemoryError:
             raise
+        except OwnLoopError as error:
+            raise ValueError(
+                f"model family {family!r} cannot be run by the rollout engine: its class brings a loop of its own, "
+                "which draws without logits of one token after another; use `model.generate`."
+            ) from error
         except Exception as error:  # a family's own loop: nothing to compare with
             log.warning(
                 "rollout: model family %r is run unproven, `model.generate` fails (%s)", family, in_words(error)
@@ -100,6 +109,8 @@ class GenerateProof:
             output_logits=True,
             return_dict_in_generate=True,
         )
+        if output.logits is None:
+            raise OwnLoopError
         return output.sequences[0, -TOKENS:].tolist(), [logits[0].float() for logits in output.logits]
 
     def _ours(self, inputs: dict[str, Tensor], drawn: Sequence[int], backend: str) -> list[Tensor]:

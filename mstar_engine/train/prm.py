@@ -52,11 +52,18 @@ def new_prm(
     dtype: str,
     attn_implementation: str = "sdpa",
     device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
     **options: Any,
 ) -> ProcessRewardModel:
     """An unfitted process reward model on any checkpoint, such as the warmed-up policy's; `form` one of ours."""
     row = FORMS[form]
-    model, processor = load_model(path, dtype=dtype, attn_implementation=attn_implementation, device=device)
+    model, processor = load_model(
+        path,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
     if row.head == "label_tokens":
         head = build_head(row, model, processor, where)
     else:

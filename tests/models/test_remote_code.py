@@ -13,6 +13,8 @@ from mstar_engine.config_parse import load_config
 from mstar_engine.models.loading import load_config_of, load_model, save_model
 from mstar_engine.models.remote_code import code_files
 from mstar_engine.models.tiny import build_tiny
+from mstar_engine.reward.prm_checkpoint import load_prm
+from mstar_engine.train.prm import new_prm
 
 CONFIGURATION = """
 from transformers import LlavaConfig
@@ -65,6 +67,16 @@ def test_trusted_code_is_named_and_run(checkpoint: Path, caplog: pytest.LogCaptu
     expected, _ = build_tiny(0)
     for a, b in zip(model.parameters(), expected.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_process_reward_model_of_trusted_code_sees_images(checkpoint: Path) -> None:
+    """One fitted from such a policy brings the policy's code."""
+    with pytest.raises(ValueError, match="needs code of its own"):
+        load_prm(checkpoint, form="mstar")
+    prm = load_prm(checkpoint, form="mstar", trust_remote_code=True)
+    assert type(prm.model).__name__ == "OwnModel" and prm.encoder.reads_images
+    fresh = new_prm(checkpoint, "mstar", "here", seed=0, dtype="float32", trust_remote_code=True)
+    assert type(fresh.model).__name__ == "OwnModel"
 
 
 def test_code_of_a_family_that_transformers_knows_is_not_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

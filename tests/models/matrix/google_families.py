@@ -107,7 +107,7 @@ def _gemma4(name: str, vision: dict[str, object], merge: int, **text: object) ->
         own = TEXT | TWO_WINDOWS | dict(head_dim=16, global_head_dim=16, use_bidirectional_attention="vision") | text
         return auto(name, vision_config=vision, text_config=own, **ids)
 
-    notes = "image tokens attend both ways; sliding windows in some layers"
+    notes = "image tokens attend both ways; refused where layers differ in head size, as its default config has it"
     return Family(config, _placed(merge, 4), marks=("mm_token_type_ids",), notes=notes)
 
 
