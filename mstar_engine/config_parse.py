@@ -296,14 +296,12 @@ def describe(kind: Any) -> str:
     if origin in (Union, UnionType):
         return "; or ".join(describe(arg) for arg in args)
     if origin is list:
-        return (
-            f"a list of {', '.join(map(str, get_args(args[0])))}"
-            if get_origin(args[0]) is Literal
-            else "a list of text"
-        )
+        names = get_args(args[0]) if get_origin(args[0]) is Literal else ("text",)
+        return f"a list of {', '.join(map(str, names))}"
     if origin is dict:
         keys = ", ".join(get_args(args[0])) if get_origin(args[0]) is Literal else "names"
-        return f"a mapping of {keys} to " + ("lists of names" if get_origin(args[1]) is list else "names")
+        value = get_args(args[1])[0] if get_origin(args[1]) is Annotated else args[1]
+        return f"a mapping of {keys} to " + ("names" if value is str else "lists of names")
     if origin is Annotated:
         return ", ".join([describe(args[0]), *_bounds(args[1:])])
     return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]

@@ -20,23 +20,15 @@ from transformers import (
     PreTrainedModel,
 )
 
-<<<<<<< HEAD
 from mstar_engine.models.image_library import processor_fault
-=======
->>>>>>> eyes2
 from mstar_engine.models.loading import (
     DTYPES,
     IMAGE_CLASSES,
     attention_of,
-<<<<<<< HEAD
-    image_class,
-    load_config_of,
-    processor_of,
-=======
     class_of,
     image_class,
     load_config_of,
->>>>>>> eyes2
+    processor_of,
     with_attention,
 )
 from mstar_engine.prompt_template import PLAIN
@@ -212,11 +204,7 @@ def _load(config: PretrainedConfig, path: str | Path, dtype: str, attention: str
     try:
         if sees:
             model = with_attention(image_class(config), path, attention, **arguments)
-<<<<<<< HEAD
-            return model.eval(), processor_of(path)
-=======
-            return model.eval(), AutoProcessor.from_pretrained(path, trust_remote_code=trust)
->>>>>>> eyes2
+            return model.eval(), processor_of(path, trust_remote_code=trust)
         arguments["config"] = AutoConfig.from_pretrained(path)
         model = with_attention(AutoModelForCausalLM, path, attention, **arguments)
         return model.eval(), AutoTokenizer.from_pretrained(path)
