@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 
 from mstar_engine.config import RunConfig
 from mstar_engine.data.files import limits_of, preprocessed
+from mstar_engine.evolve.evaluate import TINY
 from mstar_engine.evolve.methods import METHODS
 from mstar_engine.evolve.policy import Policy
 from mstar_engine.evolve.sweep_metric import NEED_SCORES
-from mstar_engine.models.loading import device_of, load_config_of
+from mstar_engine.models.backbone import backbone_of
+from mstar_engine.models.loading import blank_model, device_of, load_config_of
 from mstar_engine.report.progress import Phase, Progress
 from mstar_engine.reward.annotate import ProblemAnnotation, annotate
 from mstar_engine.reward.answers import judge
@@ -288,7 +290,7 @@ def check_process_reward(config: RunConfig, run: Path) -> None:
     """Refuse, before any work, what the stages annotate and prm or the scoring could not do. ValueError names the key.
 
     Selection, a vote or a choice of temperature by score without a scorer; labels that no stage will have made; a
-    process reward model that is not there, or whose form is none.
+    process reward model that is not there, whose form is none, or that a policy's family could not be.
     """
     stages, name = config.stages, config.prm.model_name_or_path
     can = "prm" in stages or prm_path(run).exists() or name != POLICY
@@ -311,6 +313,10 @@ def check_process_reward(config: RunConfig, run: Path) -> None:
         raise ValueError(
             f"stages: prm needs labels, and {labels_path(run, 'train')} is missing; add annotate before it"
         )
+    if "prm" in stages and name == POLICY and config.model.model_name_or_path != TINY:
+        trust = config.model.trust_remote_code
+        policy = load_config_of(config.model.model_name_or_path, trust_remote_code=trust)
+        backbone_of(blank_model(policy, trust_remote_code=trust))  # refuses a family that could not score, by name
     if config.prm.form != "auto":
         form_named(config.prm.form, f"prm.form={config.prm.form}")
     if name != POLICY:

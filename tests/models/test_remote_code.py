@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from transformers import dynamic_module_utils
 
 from mstar_engine.config_parse import load_config
+from mstar_engine.evolve.process_reward import check_process_reward
 from mstar_engine.models.loading import load_config_of, load_model, save_model
 from mstar_engine.models.remote_code import code_files
 from mstar_engine.models.tiny import build_tiny
@@ -38,6 +40,9 @@ class OwnModel(LlavaForConditionalGeneration):
 def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tiny model as a family that transformers does not know."""
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))  # which transformers lengthens
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)
     path = tmp_path / "own"
     save_model(*build_tiny(0), path)
     (path / "configuration_own.py").write_text(CONFIGURATION)
@@ -50,6 +55,15 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     (path / "config.json").write_text(json.dumps(config))
     return path
+
+
+def test_a_policy_that_could_not_score_is_refused_before_any_step_is_labelled(checkpoint: Path, tmp_path: Path) -> None:
+    """Code whose model has no part of its own below the head: with the stage prm, at the start."""
+    said = ["model.trust_remote_code=true", f"model.model_name_or_path={checkpoint}"]
+    (checkpoint / "modeling_own.py").write_text(MODELING + '    base_model_prefix = "nothing"\n')
+    with pytest.raises(ValueError, match=r"'own_llava' has no part below its output head .* cannot score steps"):
+        check_process_reward(load_config("smoke", said), tmp_path)
+    check_process_reward(load_config("smoke", [*said, "stages=[evaluate]"]), tmp_path)
 
 
 def test_code_is_refused_unless_it_is_trusted(checkpoint: Path) -> None:
@@ -73,6 +87,8 @@ def test_a_process_reward_model_of_trusted_code_sees_images(checkpoint: Path) ->
     """One fitted from such a policy brings the policy's code."""
     with pytest.raises(ValueError, match="needs code of its own"):
         load_prm(checkpoint, form="mstar")
+    said = ["model.trust_remote_code=true", f"model.model_name_or_path={checkpoint}"]
+    check_process_reward(load_config("smoke", said), checkpoint)
     prm = load_prm(checkpoint, form="mstar", trust_remote_code=True)
     assert type(prm.model).__name__ == "OwnModel" and prm.encoder.reads_images
     fresh = new_prm(checkpoint, "mstar", "here", seed=0, dtype="float32", trust_remote_code=True)
