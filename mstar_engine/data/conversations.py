@@ -73,8 +73,10 @@ def _exchange(turns: Any, column: str) -> tuple[str, Any]:
             texts[role].append(text)
             if role != ("user", "model")[(place - bool(told)) % 2]:
                 raise Flaw("bad question", column, f"turn {place + 1} is the {role}'s; allowed: user and model in turn")
-    if len(texts["user"]) != 1:
-        raise Flaw("bad question", column, f"{len(texts['user'])} questions; allowed: one a problem")
+    if len(texts["user"]) > 1:
+        raise Flaw("several questions", column, f"{len(texts['user'])} questions; allowed: one a problem")
+    if not texts["user"]:
+        raise Flaw("bad question", column, "no question")
     images, said = _LEADING_IMAGES.match(texts["user"][0]).groups()
     return images + "\n".join(filter(None, (told, said))), texts["model"][0] if texts["model"] else None
 

@@ -8,6 +8,7 @@ Reason = Literal[
     "unreadable row",
     "bad id",
     "bad question",
+    "several questions",
     "bad gold",
     "bad choices",
     "bad type",

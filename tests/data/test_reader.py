@@ -250,6 +250,10 @@ def test_the_template_places_images(folder, question, image, text):
         ({"conversations": "What?"}, "bad question"),
         ({"conversations": [{"from": "gpt", "value": "4"}]}, "bad question"),
         ({"conversations": [{"from": "human", "value": "<image>a"}] * 2}, "bad question"),
+        (
+            {"conversations": [{"from": who, "value": "<image>a"} for who in ("human", "gpt") * 2]},
+            "several questions",
+        ),
         ({"conversations": [{"from": "robot", "value": "<image>a"}]}, "bad question"),
         ({"conversations": [{"from": "human", "value": "<image>a"}]}, "bad gold"),
         ({"conversations": [{"from": "human", "value": "<image>a"}, {"from": "gpt", "value": 4}]}, "bad gold"),
