@@ -29,6 +29,8 @@ from mstar_engine.models.remote_code import own_class, refuse_code
 log = logging.getLogger(__name__)
 IMAGE_CLASSES = (AutoModelForImageTextToText, AutoModelForMultimodalLM)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OF_CONSTRUCTORS = (TypeError, AttributeError, KeyError, ZeroDivisionError)
+"""What a family's class raises where a config is not one that it can be built from."""
 
 
 def load_config_of(
@@ -135,15 +137,20 @@ def load_model(
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise ValueError(f"model.model_name_or_path={path}: cannot be loaded ({first_line})") from error
+    except (OSError, ValueError, ImportError, SafetensorError, *OF_CONSTRUCTORS) as error:
+        raise ValueError(f"model.model_name_or_path={path}: cannot be loaded ({_first_line(error)})") from error
     _refuse_incomplete(path, told)
     model = model.to(device)
     if adapters is not None:
         inject_saved(model, adapters)
         merge_for_good(model)
     return model, processor
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, in one line; of errors that are bare names, their kind too."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{type(error).__name__}: {line}" if isinstance(error, OF_CONSTRUCTORS) else line
 
 
 def _refuse_incomplete(path: str | Path, told: Mapping[str, Collection[Any]]) -> None:
@@ -196,11 +203,18 @@ def blank_model(
     config: PretrainedConfig, dtype: str = "float32", *, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """The modules of a model without weights: what there is, by name and of which shape, before anything is read. It
-    takes no memory, and `probe` can run it. A family without images is a text model."""
+    takes no memory, and `probe` can run it. A family without images is a text model. ValueError for a config that the
+    family's class cannot be built from."""
     text = class_of(config) is not None and not any(type(config) in kind._model_mapping for kind in IMAGE_CLASSES)
     kind = AutoModelForCausalLM if text else image_class(config)
-    with torch.device("meta"):
-        return kind.from_config(config, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code).eval()
+    try:
+        with torch.device("meta"):
+            return kind.from_config(config, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code).eval()
+    except OF_CONSTRUCTORS as error:
+        family, said = config.model_type, _first_line(error)
+        raise ValueError(
+            f"model family {family!r}: its class cannot be built from this config.json ({said})"
+        ) from error
 
 
 def save_model(model: PreTrainedModel, processor: ProcessorMixin, path: str | Path) -> None:

@@ -6,7 +6,15 @@ import json
 import pytest
 import torch
 
-from mstar_engine.models.loading import attention_of, class_of, device_of, load_model, save_model
+from mstar_engine.models.loading import (
+    attention_of,
+    blank_model,
+    class_of,
+    device_of,
+    load_config_of,
+    load_model,
+    save_model,
+)
 from mstar_engine.models.tiny import build_tiny, tiny_config
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -72,6 +80,20 @@ def test_loading_resolves_what_it_is_asked(tmp_path) -> None:
     assert model.config._attn_implementation == "sdpa" and model.dtype == torch.bfloat16
     with pytest.raises(ValueError, match="flash_attention_2: it needs CUDA"):
         load_model(tmp_path, dtype="bfloat16", attn_implementation="flash_attention_2")
+
+
+def test_a_config_that_its_class_cannot_be_built_from_is_said(tmp_path) -> None:
+    """Not in the family's own words alone: with the path, or the family where nothing is read."""
+    save_model(*build_tiny(0), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["hidden_act"] = "no_such_function"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=rf"model.model_name_or_path={tmp_path}: cannot be loaded \(KeyError: .*no_such"
+    ):
+        load_model(tmp_path)
+    with pytest.raises(ValueError, match="model family 'llava': its class cannot be built from this config.json"):
+        blank_model(load_config_of(tmp_path))
 
 
 def test_weights_that_a_checkpoint_lacks_are_not_made_up(tmp_path) -> None:
