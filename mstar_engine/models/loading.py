@@ -212,9 +212,7 @@ def blank_model(
             return kind.from_config(config, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code).eval()
     except OF_CONSTRUCTORS as error:
         family, said = config.model_type, _first_line(error)
-        raise ValueError(
-            f"model family {family!r}: its class cannot be built from this config.json ({said})"
-        ) from error
+        raise ValueError(f"model family {family!r}: its class cannot be built from its config.json ({said})") from error
 
 
 def save_model(model: PreTrainedModel, processor: ProcessorMixin, path: str | Path) -> None:

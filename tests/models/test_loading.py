@@ -92,7 +92,7 @@ def test_a_config_that_its_class_cannot_be_built_from_is_said(tmp_path) -> None:
         ValueError, match=rf"model.model_name_or_path={tmp_path}: cannot be loaded \(KeyError: .*no_such"
     ):
         load_model(tmp_path)
-    with pytest.raises(ValueError, match="model family 'llava': its class cannot be built from this config.json"):
+    with pytest.raises(ValueError, match=r"model family 'llava': its class cannot be built from its config\.json"):
         blank_model(load_config_of(tmp_path))
 
 
