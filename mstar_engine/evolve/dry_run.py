@@ -99,7 +99,7 @@ def _shape(model: PreTrainedModel, config: RunConfig, name: str | Path) -> tuple
     run."""
     try:
         return probe(model), False
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         if name == TINY or not asks_for_values(error):
             raise
     loaded, _ = load_model(
